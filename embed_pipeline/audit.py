@@ -1,0 +1,76 @@
+"""The audit that people ask for: collection against source, vectors against library. Changes neither."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from embed_pipeline.diff import wanted_points
+from embed_pipeline.manifest import MANIFEST
+from embed_pipeline.models.protocol import Vectors
+from embed_pipeline.project_run import SUSPECTS, ProjectRun
+
+# Library and collection both round to float16: that leaves 1 - 1e-6, an altered vector far less.
+SAME_COSINE = 0.9999
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Counts. indexed: points held. missing, stale: images. extra: points that must not be there.
+
+    failed: images that cannot be embedded, recorded as such; they are no difference.
+    """
+
+    project_id: str
+    indexed: int
+    missing: int
+    stale: int
+    extra: int
+    failed: int
+
+    @property
+    def equal(self) -> bool:
+        """Whether the collection equals the source."""
+        return not (self.missing or self.stale or self.extra)
+
+
+def verify(run: ProjectRun, *, vectors: bool = False) -> Audit:
+    """Audit the project's collection against its source as it is now.
+
+    With `vectors`, points whose stored vector is not the library's count as stale, and are noted so
+    that the next sync writes them again.
+    """
+    run.home.make()
+    if vectors:
+        SUSPECTS.write(_altered(run), run.home.suspects)
+    listed = [page.images for page in run.deployment.source.scan(run.project)]
+    wanted = wanted_points(run.project_id, pl.concat([MANIFEST.empty(), *listed]))
+    found = run.compare(wanted, forgive_all=True)
+    return Audit(
+        project_id=run.project,
+        indexed=found.held,
+        missing=found.missing,
+        stale=found.stale,
+        extra=found.extra,
+        failed=len(found.failed),
+    )
+
+
+def _altered(run: ProjectRun) -> pl.DataFrame:
+    """Points whose vector is not the library's. Where the library has none, there is nothing to say."""
+    altered = [SUSPECTS.empty()]
+    if run.collection.exists():
+        for points, vectors in run.collection.scroll_vectors():
+            hashes, expected = run.library.vectors(points["content_hash"])
+            at = pl.DataFrame({"content_hash": hashes}).with_row_index("at")
+            rows = points.with_row_index("row").join(at, on="content_hash")
+            same = cosines(vectors[rows["row"].to_numpy()], expected[rows["at"].to_numpy()])
+            altered.append(rows.filter(pl.Series(same < SAME_COSINE)).select("point_id"))
+    return pl.concat(altered)
+
+
+def cosines(left: Vectors, right: Vectors) -> Vectors:
+    """Cosine of each row of `left` with the same row of `right`."""
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    dots: Vectors = np.einsum("ij,ij->i", left, right)
+    return dots / lengths

@@ -1,0 +1,173 @@
+"""The command line: one command per verb, each a few lines around a function of the same name."""
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from embed_pipeline.errors import EmbedPipelineError, SettingsError
+from embed_pipeline.terminal import print_json, print_table, progress_bar, say
+
+if TYPE_CHECKING:
+    from embed_pipeline.deployment import Deployment
+
+# Imports of what a command needs stand inside it: `--help` is there at once.
+
+app = typer.Typer(
+    name="embed-pipeline",
+    help="Keeps image projects searchable: syncs them into a Qdrant collection, and proves it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
+Project = Annotated[str, typer.Argument(help="The project's name.")]
+Limit = Annotated[int, typer.Option(help="How many images.", min=1, max=10_000)]
+
+
+@app.command()
+def demo(as_json: Json = False) -> None:
+    """Make a sample project, sync it through Dagster, search it, draw a contact sheet."""
+    from embed_pipeline import demo
+
+    outcome = demo.run(_deployment())
+    print_json(outcome) if as_json else demo.show(outcome)
+
+
+@app.command()
+def projects(as_json: Json = False) -> None:
+    """List what the source offers, and how far each project is behind."""
+    from embed_pipeline.projects import project_statuses
+
+    statuses = project_statuses(_deployment())
+    if as_json:
+        print_json(statuses)
+    else:
+        print_table(statuses, ("name", "images", "indexed", "failed", "behind", "status"))
+
+
+@app.command()
+def sync(
+    project: Annotated[list[str] | None, typer.Argument(help="Names of projects.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All projects of the source.")] = False,
+    confirm_removals: Annotated[
+        int | None, typer.Option(help="Allow the removals that an earlier sync withheld: their number.")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Exit with 1 also where images failed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make collections equal to their projects: one Dagster run for each."""
+    from embed_pipeline.runs import COUNTS, dagster_instance, run_sync
+
+    deployment = _deployment()
+    names = _chosen(deployment, project or [], everything)
+    outcomes = []
+    with dagster_instance(deployment.settings) as instance:
+        for name in names:
+            with progress_bar(name) as progress:
+                outcome = run_sync(deployment, instance, name, confirm_removals, progress)
+            if outcome.error:
+                say(f"error: {outcome.error}")
+            outcomes.append(outcome)
+    print_json(outcomes) if as_json else print_table(outcomes, ("project_id", "status", *COUNTS))
+    failed = any(outcome.error or (strict and outcome.failed) for outcome in outcomes)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def verify(
+    project: Project,
+    vectors: Annotated[
+        bool, typer.Option("--vectors", help="Also compare stored vectors with the library.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Audit a collection against its source, changing nothing. Exits with 1 where they differ."""
+    from embed_pipeline import audit
+    from embed_pipeline.lease import lease
+    from embed_pipeline.project_run import ProjectRun
+
+    deployment = _deployment()
+    name = _chosen(deployment, [project], everything=False)[0]
+    home, wait = deployment.project_home(name), deployment.settings.lease_wait_seconds
+    with lease(home, name, "verify", wait):
+        found = audit.verify(ProjectRun(deployment, name, "verify"), vectors=vectors)
+    if as_json:
+        print_json(found)
+    else:
+        print_table([found], ("project_id", "indexed", "missing", "stale", "extra", "failed"))
+    raise typer.Exit(0 if found.equal else 1)
+
+
+@app.command()
+def search(
+    project: Project,
+    text: Annotated[list[str] | None, typer.Argument(help="What to search for.")] = None,
+    like: Annotated[
+        list[str] | None, typer.Option(help="An image id, a name in the project, or a file.")
+    ] = None,
+    not_text: Annotated[list[str] | None, typer.Option("--not", help="What not to find.")] = None,
+    unlike: Annotated[list[str] | None, typer.Option(help="An image not to find the like of.")] = None,
+    limit: Limit = 10,
+    as_json: Json = False,
+) -> None:
+    """Find images by text, by image, or both."""
+    from embed_pipeline.search.query import Query, search
+
+    deployment = _deployment()
+    name = _chosen(deployment, [project], everything=False)[0]
+    query = Query(text or [], like or [], not_text or [], unlike or [], limit)
+    answer = search(deployment, name, query)
+    for cut in answer.truncated:
+        say(f"warning: longer than the model takes in, its end was left out: {cut[:60]}…")
+    if as_json:
+        print_json(answer.hits)
+    else:
+        print_table(answer.hits, ("score", "name", "dataset", "path"))
+
+
+@app.command()
+def dev(port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000) -> None:
+    """Open the Dagster UI and daemon on the same data."""
+    from embed_pipeline.dev import serve_dagster
+
+    serve_dagster(_deployment(), port)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check settings, source, store, model, Dagster and disk; say how to mend what is wrong."""
+    from embed_pipeline.doctor import examine
+
+    findings = examine()
+    print_json(findings) if as_json else print_table(findings, ("ok", "what", "finding"))
+    raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+def _deployment() -> "Deployment":
+    from embed_pipeline.deployment import Deployment
+    from embed_pipeline.settings import load_settings
+
+    settings = load_settings()
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("embed_pipeline").setLevel(settings.log_level)
+    return Deployment(settings)
+
+
+def _chosen(deployment: "Deployment", names: list[str], everything: bool) -> list[str]:
+    from embed_pipeline.sources.names import typed
+
+    if everything == bool(names):
+        raise SettingsError("name the projects to sync, or all of them with --all")
+    return deployment.source.projects() if everything else [typed(name) for name in names]
+
+
+def main() -> None:
+    """Run a command. Errors on purpose are one line on stderr, and exit code 1."""
+    try:
+        app()
+    except EmbedPipelineError as error:
+        say(f"error: {error}")
+        sys.exit(1)

@@ -1,0 +1,89 @@
+"""What a materialisation tells people in the Dagster UI."""
+
+from collections.abc import Mapping
+
+import dagster as dg
+import polars as pl
+
+from embed_pipeline.collection_state import CollectionState
+from embed_pipeline.contact_sheet import Row, Thumbnail, contact_sheet, inline_jpeg
+from embed_pipeline.diff import ACTIONS, DIFF, Difference
+from embed_pipeline.embedding import Throughput
+from embed_pipeline.failures import of_settings
+from embed_pipeline.manifest import MANIFEST
+from embed_pipeline.pictures import picture
+from embed_pipeline.project_run import ProjectRun
+
+Metadata = Mapping[str, dg.MetadataValue | str | int | float]  # type: ignore[type-arg]
+
+SHEET_IMAGES = 12
+SHEET_SIDE = 96
+TABLE_ROWS = 50
+
+
+def of_manifest(run: ProjectRun, manifest: pl.DataFrame) -> Metadata:
+    """Counts of images, datasets and ignored files."""
+    return {
+        "dagster/partition_row_count": manifest.height,
+        "datasets": manifest["dataset_id"].n_unique(),
+        "distinct contents": manifest["content_hash"].n_unique(),
+        "megabytes": round(manifest["size"].sum() / 1e6, 1),
+        "ignored files": int(MANIFEST.notes(run.home.manifest)["ignored"]),
+        "table": dg.MetadataValue.path(run.home.manifest),
+    }
+
+
+def of_diff(run: ProjectRun, difference: Difference) -> Metadata:
+    """Images per action."""
+    return {
+        "dagster/partition_row_count": difference.actions.height,
+        "unchanged": difference.unchanged,
+        **{action: difference.count(action) for action in ACTIONS},
+        "failed before": len(difference.failed),
+        "table": dg.MetadataValue.path(run.home.diff),
+    }
+
+
+def of_embeddings(run: ProjectRun, throughput: Throughput) -> Metadata:
+    """Rates, what failed, and a sheet of new images."""
+    told: dict[str, dg.MetadataValue | str | int | float] = {  # type: ignore[type-arg]
+        "contents embedded": throughput.embedded,
+        "space": run.card.space,
+        "failures": _failures(run),
+    }
+    if throughput.embedded:
+        told["images per second"] = round(throughput.embedded / throughput.seconds, 1)
+        told["encoder seconds per 1,000"] = round(
+            1000 * throughput.encoder_seconds / throughput.embedded, 2
+        )
+        told["new images"] = _sheet(run)
+    return told
+
+
+def of_state(run: ProjectRun, state: CollectionState) -> Metadata:
+    """Counts of the sync, and what the audit found."""
+    counts = ("images", "unchanged", *ACTIONS, "failed")
+    return {
+        "dagster/partition_row_count": state.indexed,
+        **{name: getattr(state, name) for name in counts},
+        "audit": "equal" if state.equal else state.differences,
+        "space": state.space,
+        "table": dg.MetadataValue.path(run.home.state),
+    }
+
+
+def _failures(run: ProjectRun) -> dg.TableMetadataValue:
+    columns = ("image_id", "stage", "reason", "detail", "attempts")
+    rows = of_settings(run.failures(), run.card.space, run.limits).select(columns).head(TABLE_ROWS)
+    schema = dg.TableSchema([dg.TableColumn(name) for name in columns])
+    return dg.MetadataValue.table([dg.TableRecord(row) for row in rows.to_dicts()], schema)
+
+
+def _sheet(run: ProjectRun) -> dg.MarkdownMetadataValue:
+    new = DIFF.read(run.home.diff).filter(action="embed").head(SHEET_IMAGES)
+    pictures = [
+        picture(run.deployment, run.project, locator, content_hash, SHEET_SIDE)
+        for locator, content_hash in new.select("locator", "content_hash").iter_rows()
+    ]
+    thumbnails = [Thumbnail(image) for image in pictures if image]
+    return dg.MetadataValue.md(inline_jpeg(contact_sheet([Row("", thumbnails)], SHEET_SIDE)))

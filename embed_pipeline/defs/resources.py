@@ -1,0 +1,41 @@
+"""What the assets need: the deployment that the settings name, and the project's lease."""
+
+from contextlib import ExitStack
+from contextvars import ContextVar
+
+import dagster as dg
+from pydantic import PrivateAttr
+
+from embed_pipeline.deployment import Deployment
+from embed_pipeline.lease import lease
+from embed_pipeline.progress import Progress, silent
+from embed_pipeline.project_run import ProjectRun
+from embed_pipeline.settings import load_settings
+from embed_pipeline.sources.names import project_of
+
+# Who watches the runs that this process executes itself; a worker process has nobody.
+progress: ContextVar[Progress] = ContextVar("progress", default=silent)
+
+
+class EmbedPipeline(dg.ConfigurableResource):  # type: ignore[type-arg]  # it is what Dagster resolves to
+    """Source, store and model as the EMBED_* environment names them.
+
+    The first step of a run takes the project's lease; it is let go when the run ends, however.
+    """
+
+    _held: ExitStack = PrivateAttr(default_factory=ExitStack)
+    _run: ProjectRun | None = PrivateAttr(default=None)
+
+    def project_run(self, context: dg.AssetExecutionContext) -> ProjectRun:
+        """The run's project, under its lease. Raises LeaseHeld when another run works on it."""
+        if self._run is None:
+            deployment = Deployment(load_settings())
+            project = project_of(context.partition_key)
+            home, wait = deployment.project_home(project), deployment.settings.lease_wait_seconds
+            self._held.enter_context(lease(home, project, context.run_id, wait))
+            self._run = ProjectRun(deployment, project, context.run_id, progress.get())
+        return self._run
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002  Dagster's signature
+        """Let go of the lease."""
+        self._held.close()

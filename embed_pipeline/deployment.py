@@ -1,0 +1,88 @@
+"""Everything the settings name, wired together. The only place that chooses implementations."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from embed_pipeline.errors import ModelError
+from embed_pipeline.home import Home, ProjectHome
+from embed_pipeline.models.card import load_card
+from embed_pipeline.models.hub import model_directory
+from embed_pipeline.models.protocol import ImageTextEncoder, ModelCard
+from embed_pipeline.serving import serving_of
+from embed_pipeline.settings import Settings
+from embed_pipeline.sources.opening import open_source
+from embed_pipeline.sources.protocol import ImageSource
+from embed_pipeline.stores import open_store
+from embed_pipeline.stores.protocol import Collection, VectorStore
+from embed_pipeline.vector_library import VectorLibrary
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Source, store and model of one set of settings; each is opened when first used."""
+
+    settings: Settings
+    _encoders: dict[ModelCard, ImageTextEncoder] = field(default_factory=dict)
+
+    @cached_property
+    def home(self) -> Home:
+        """EMBED_HOME."""
+        return Home(self.settings.home)
+
+    @cached_property
+    def source(self) -> ImageSource:
+        """Where the images come from."""
+        return open_source(self.settings, self.home)
+
+    @cached_property
+    def store(self) -> VectorStore:
+        """Where the points live."""
+        return open_store(self.settings)
+
+    @cached_property
+    def card(self) -> ModelCard:
+        """The target model, known without loading it."""
+        return load_card(self.settings.model, self.home.models)
+
+    def serving_card(self, project: str) -> ModelCard:
+        """The model that a project is searched with: the target one before its first audit passed.
+
+        Raises ModelError where the model that made its vectors is no longer what it was.
+        """
+        serving = serving_of(self.project_home(project))
+        if serving is None or serving.space == self.card.space:
+            return self.card
+        card = load_card(serving.model, self.home.models)
+        if card.space != serving.space:
+            raise ModelError(
+                f"{project}: indexed with {serving.space}, but {serving.model} is now {card.space}; "
+                f"sync it again: embed-pipeline sync {project}"
+            )
+        return card
+
+    def encoder(self, card: ModelCard) -> ImageTextEncoder:
+        """The model behind a card, loaded once. Imports torch: takes seconds."""
+        if card not in self._encoders:
+            from embed_pipeline.models.clip import load_encoder
+
+            directory = model_directory(card.name)
+            self._encoders[card] = load_encoder(
+                card, directory, device=self.settings.device, precision=self.settings.precision
+            )
+        return self._encoders[card]
+
+    def project_id(self, project: str) -> str:
+        """The name under which a project's points are stored."""
+        return f"{self.source.source_id}/{project}"
+
+    def project_home(self, project: str) -> ProjectHome:
+        """A project's own tables."""
+        return self.home.project(self.project_id(project))
+
+    def library(self, card: ModelCard) -> VectorLibrary:
+        """The vector library of the card's space."""
+        return VectorLibrary(self.home.vectors(card.space), card.dimension)
+
+    def collection(self, project: str, card: ModelCard) -> Collection:
+        """A project's points in the card's space."""
+        return self.store.collection(card.space, card.dimension, self.project_id(project))

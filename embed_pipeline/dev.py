@@ -1,0 +1,17 @@
+"""The Dagster UI and daemon, on the data that the command line works on."""
+
+import os
+import sys
+
+from embed_pipeline.dagster_home import shipped
+from embed_pipeline.deployment import Deployment
+from embed_pipeline.runs import dagster_instance, register_projects
+
+
+def serve_dagster(deployment: Deployment, port: int) -> None:
+    """Make a partition for every project, then become `dagster dev`; does not return."""
+    with dagster_instance(deployment.settings) as instance:
+        register_projects(deployment, instance)
+    workspace = str(shipped("workspace.yaml"))
+    command = ["dagster", "dev", "--workspace", workspace, "--port", str(port), "--host", "127.0.0.1"]
+    os.execv(sys.executable, [sys.executable, "-m", *command])  # noqa: S606  our own interpreter

@@ -1,0 +1,191 @@
+"""Contents to vectors: fetch, decode, batch, encode and write side by side, with bounded queues."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from embed_pipeline.errors import ImageError
+from embed_pipeline.images.decode import decode
+from embed_pipeline.images.preprocess import preprocess
+from embed_pipeline.models.protocol import ImageTextEncoder, Pixels, Vectors
+
+# A commit makes one library part and the points of its contents: often enough to be searchable soon
+# and to lose little work, rarely enough that parts and turns at the store stay few.
+COMMIT_SECONDS = 5.0
+COMMIT_CONTENTS = 4096
+# How far reading runs ahead of the encoder, in batches.
+BATCHES_AHEAD = 2
+
+
+class Content(NamedTuple):
+    """Something to embed: its hash, and one image that has it."""
+
+    content_hash: bytes
+    image_id: str
+    locator: str
+
+
+class Embedded(NamedTuple):
+    """Contents and their vectors (len(contents), dimension), unit norm."""
+
+    contents: list[Content]
+    vectors: Vectors
+
+
+@dataclass(frozen=True)
+class Work:
+    """How contents become vectors and where they go.
+
+    read: an image's bytes, or ImageError; called from many threads. commit: makes vectors durable;
+    called one at a time, from a thread of its own. failed: told of each content that cannot be
+    embedded. progress: told how many more contents are done with.
+    """
+
+    read: Callable[[Content], bytes]
+    encoder: ImageTextEncoder
+    commit: Callable[[Embedded], None]
+    failed: Callable[[Content, ImageError], None]
+    progress: Callable[[int], None]
+    batch_size: int
+    workers: int
+    max_pixels: int
+
+
+@dataclass
+class Throughput:
+    """What `embed_contents` did: contents embedded, seconds in all and inside the encoder."""
+
+    embedded: int = 0
+    seconds: float = 0.0
+    encoder_seconds: float = 0.0
+
+
+def embed_contents(contents: Sequence[Content], work: Work) -> Throughput:
+    """Embed every content. However this ends, vectors that were made are committed first.
+
+    A killed process loses no more than it made since the last commit, COMMIT_SECONDS ago at most.
+    """
+    done = Throughput()
+    started = time.monotonic()
+    with ThreadPoolExecutor(work.workers) as readers, Committer(work.commit) as committer:
+        try:
+            for batch in _batches(_read_ahead(contents, work, readers), work):
+                committer.add(_encode(batch, work, done))
+                work.progress(len(batch))
+        except BaseException:
+            readers.shutdown(wait=False, cancel_futures=True)
+            raise
+    done.seconds = time.monotonic() - started
+    return done
+
+
+class Prepared(NamedTuple):
+    """A content ready for the encoder, or why it is not."""
+
+    content: Content
+    pixels: Pixels | ImageError
+
+
+def _read_ahead(
+    contents: Sequence[Content], work: Work, readers: ThreadPoolExecutor
+) -> Iterator[Prepared]:
+    """Contents as they get ready, in whatever order: a slow image delays no other."""
+    ahead = BATCHES_AHEAD * work.batch_size + work.workers
+    waiting = iter(contents)
+    reading: set[Future[Prepared]] = set()
+    while True:
+        more = islice(waiting, ahead - len(reading))
+        reading.update(readers.submit(_prepare, content, work) for content in more)
+        if not reading:
+            return
+        ready, reading = wait(reading, return_when=FIRST_COMPLETED)
+        for future in ready:
+            yield future.result()
+
+
+def _prepare(content: Content, work: Work) -> Prepared:
+    preprocessing = work.encoder.card.preprocessing
+    try:
+        data = work.read(content)
+        image = decode(data, target=preprocessing.size, max_pixels=work.max_pixels)
+        return Prepared(content, preprocess(image, preprocessing))
+    except ImageError as error:
+        return Prepared(content, error)
+
+
+def _batches(prepared: Iterator[Prepared], work: Work) -> Iterator[list[tuple[Content, Pixels]]]:
+    batch: list[tuple[Content, Pixels]] = []
+    for content, pixels in prepared:
+        if isinstance(pixels, ImageError):
+            work.failed(content, pixels)
+            work.progress(1)
+            continue
+        batch.append((content, pixels))
+        if len(batch) == work.batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _encode(batch: list[tuple[Content, Pixels]], work: Work, done: Throughput) -> Embedded:
+    started = time.monotonic()
+    vectors = work.encoder.encode_images(np.stack([pixels for _, pixels in batch]))
+    done.encoder_seconds += time.monotonic() - started
+    finite = np.isfinite(vectors).all(axis=1)
+    for (content, _), good in zip(batch, finite, strict=True):
+        if not good:
+            work.failed(content, ImageError("encode", "not_finite", "the model gave no finite vector"))
+    embedded = [content for (content, _), good in zip(batch, finite, strict=True) if good]
+    done.embedded += len(embedded)
+    return Embedded(embedded, vectors[finite])
+
+
+class Committer:
+    """Commits what was added, in a thread of its own, every COMMIT_SECONDS and when left.
+
+    An error of the commit is raised by the next `add`, or on leaving. One commit runs at a time; a
+    slow one holds up the adding, so that no more than two commits' worth is ever in memory.
+    """
+
+    def __init__(self, commit: Callable[[Embedded], None]) -> None:
+        self._commit = commit
+        self._added: list[Embedded] = []
+        self._committed_at = time.monotonic()
+        self._thread = ThreadPoolExecutor(1)
+        self._running: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._thread:
+            self._start()
+            self._finish()
+
+    def add(self, embedded: Embedded) -> None:
+        """Take vectors to commit soon."""
+        self._added.append(embedded)
+        contents = sum(len(part.contents) for part in self._added)
+        waited = time.monotonic() - self._committed_at
+        if contents >= COMMIT_CONTENTS or waited >= COMMIT_SECONDS:
+            self._start()
+
+    def _start(self) -> None:
+        self._finish()
+        self._committed_at = time.monotonic()
+        contents = [content for part in self._added for content in part.contents]
+        if contents:
+            vectors = np.concatenate([part.vectors for part in self._added])
+            self._running = self._thread.submit(self._commit, Embedded(contents, vectors))
+        self._added = []
+
+    def _finish(self) -> None:
+        running, self._running = self._running, None
+        if running:
+            running.result()

@@ -1,0 +1,125 @@
+"""Every error that embed-pipeline raises on purpose.
+
+EmbedPipelineError
+├── SettingsError           a setting is missing, malformed or contradicts another
+├── TableError              a table of ours is damaged, or was written by a newer version
+├── SourceError             the source cannot be listed or read
+│   ├── ProjectNotFound     no such project in the source
+│   └── SourceUnavailable   the root or instance does not answer               (retryable)
+├── ImageError              one image cannot be embedded; carries stage, reason, transient
+├── ModelError              a model cannot be loaded or does not do what it must
+│   └── ModelNotFound       no weights under that name here
+├── StoreError              the vector store refused or failed
+│   ├── CollectionMissing   the project has no collection in that space
+│   ├── InvalidPoints       NaN, infinite or mis-sized vectors: refused before the call
+│   └── StoreLocked         another process holds the collection               (retryable)
+├── QueryError              a query is empty, or names an image that is nowhere
+├── LeaseHeld               another run works on the project                   (retryable)
+├── RemovalWithheld         more removals than the guard allows; confirm or repair the source
+├── AuditFailed             the collection does not equal the source
+└── OutOfSpace              the disk under EMBED_HOME is full; nothing recorded is lost
+
+Messages are one line: the thing, the reason, the remedy.
+"""
+
+from typing import ClassVar, Literal
+
+Stage = Literal["fetch", "decode", "encode", "store"]
+
+
+class EmbedPipelineError(Exception):
+    """Base of the tree. `retryable`: the same call may succeed later with nothing changed."""
+
+    retryable: ClassVar[bool] = False
+
+
+class SettingsError(EmbedPipelineError):
+    """A setting is missing, malformed or contradicts another."""
+
+
+class TableError(EmbedPipelineError):
+    """A table of ours is damaged, or was written by a newer version."""
+
+
+class SourceError(EmbedPipelineError):
+    """The source cannot be listed or read."""
+
+
+class ProjectNotFound(SourceError):
+    """No such project in the source."""
+
+
+class SourceUnavailable(SourceError):
+    """The root or instance does not answer; it may later."""
+
+    retryable = True
+
+
+class ImageError(EmbedPipelineError):
+    """One image cannot be embedded. Never stops a project: it becomes a row of the failures table.
+
+    `stage` is where it happened, `reason` a short stable code such as `truncated`, and
+    `transient` says whether the same bytes may succeed later.
+    """
+
+    def __init__(self, stage: Stage, reason: str, detail: str, *, transient: bool = False) -> None:
+        super().__init__(f"{stage}: {reason}: {detail}")
+        self.stage: Stage = stage
+        self.reason = reason
+        self.detail = detail
+        self.transient = transient
+
+
+class ModelError(EmbedPipelineError):
+    """A model cannot be loaded or does not do what it must."""
+
+
+class ModelNotFound(ModelError):
+    """No weights under that name on this machine, and none could be fetched."""
+
+
+class StoreError(EmbedPipelineError):
+    """The vector store refused or failed."""
+
+
+class CollectionMissing(StoreError):
+    """The project has no collection in that space: it was never synced, or its store was deleted."""
+
+
+class InvalidPoints(StoreError):
+    """Vectors are NaN, infinite, mis-sized or not as many as their points."""
+
+
+class StoreLocked(StoreError):
+    """Another process holds the collection longer than we may wait."""
+
+    retryable = True
+
+
+class QueryError(EmbedPipelineError):
+    """A query is empty, or names an image that is nowhere."""
+
+
+class LeaseHeld(EmbedPipelineError):
+    """Another run works on the project."""
+
+    retryable = True
+
+
+class RemovalWithheld(EmbedPipelineError):
+    """A sync would remove more than the guard allows. Additions went in, nothing was removed.
+
+    `count` is the number of removals that a confirmation must name.
+    """
+
+    def __init__(self, message: str, count: int) -> None:
+        super().__init__(message)
+        self.count = count
+
+
+class AuditFailed(EmbedPipelineError):
+    """The collection does not equal the source."""
+
+
+class OutOfSpace(EmbedPipelineError):
+    """The disk under EMBED_HOME is full."""

@@ -1,0 +1,94 @@
+"""Where things lie under EMBED_HOME. Everything here but the vector library can be lost and is rebuilt."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from embed_pipeline.durable import replace_durably
+
+
+@dataclass(frozen=True)
+class Home:
+    """The directory EMBED_HOME."""
+
+    root: Path
+
+    def project(self, project_id: str) -> "ProjectHome":
+        """A project's own tables. The folder's name is a hash: project names may hold anything."""
+        key = hashlib.sha256(project_id.encode()).hexdigest()[:20]
+        return ProjectHome(self.root / "projects" / key, project_id)
+
+    def vectors(self, space: str) -> Path:
+        """The vector library's parts of a space."""
+        return self.root / "vectors" / space
+
+    @property
+    def qdrant(self) -> Path:
+        """The embedded store."""
+        return self.root / "qdrant"
+
+    @property
+    def models(self) -> Path:
+        """Digests of model directories, so that weights are hashed once."""
+        return self.root / "models"
+
+    @property
+    def sample(self) -> Path:
+        """The sample project's root folder."""
+        return self.root / "sample"
+
+
+@dataclass(frozen=True)
+class ProjectHome:
+    """One project's tables, its lease, and which space it is served from."""
+
+    root: Path
+    project_id: str
+
+    def make(self) -> None:
+        """Create the folder, with a note of whose it is for people who look inside."""
+        note = self.root / "project.json"
+        if not note.exists():
+            text = json.dumps({"project_id": self.project_id}, indent=2)
+            replace_durably(note, lambda path: path.write_text(text))
+
+    @property
+    def manifest(self) -> Path:
+        """What the source held at the last scan."""
+        return self.root / "manifest.parquet"
+
+    @property
+    def diff(self) -> Path:
+        """What the last diff found to do."""
+        return self.root / "diff.parquet"
+
+    @property
+    def failures(self) -> Path:
+        """Contents that could not be embedded."""
+        return self.root / "failures.parquet"
+
+    @property
+    def state(self) -> Path:
+        """Counts and audit of the last sync."""
+        return self.root / "collection_state.parquet"
+
+    @property
+    def suspects(self) -> Path:
+        """Points whose stored vector `verify --vectors` found altered; the next sync writes them again."""
+        return self.root / "suspects.parquet"
+
+    @property
+    def hashes(self) -> Path:
+        """The folder source's cache of content hashes."""
+        return self.root / "hashes.parquet"
+
+    @property
+    def serving(self) -> Path:
+        """Which space search uses."""
+        return self.root / "serving.json"
+
+    @property
+    def lease(self) -> Path:
+        """Held by the one run that works on the project."""
+        return self.root / "lease.lock"

@@ -1,0 +1,240 @@
+"""CLIP and SigLIP through transformers: the one implementation of ImageTextEncoder.
+
+Importing this module imports torch and transformers (seconds): only when there is something to encode.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from embed_pipeline.errors import ModelError
+from embed_pipeline.models.protocol import ModelCard, Pixels, TextVectors, Vectors
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+# Least cosine between bf16 and fp32 on the probe for bf16 to be used.
+LEAST_AGREEMENT = 0.999
+
+_TEXTS_AT_ONCE = 64
+_PROBE_TEXTS = ("a photo of a cat", "two red cars on a street at night", "")
+
+_log = logging.getLogger(__name__)
+
+
+def load_encoder(
+    card: ModelCard, directory: Path, *, device: Device = "auto", precision: Precision = "auto"
+) -> "ClipEncoder":
+    """Load the model in `directory` and try it on a few images and texts.
+
+    precision auto: bf16 where the device computes in it and the probe's vectors agree with those of
+    fp32, else fp32. Raises ModelError for weights that are missing, damaged, do not fit the card, or
+    give vectors that are not finite, and for a device that is not there.
+    """
+    where = _device(device)
+    encoder = _load(card, directory, where)
+    exact = _probe(encoder)
+    if precision == "fp32" or (precision == "auto" and not _computes_in_bf16(where)):
+        return encoder
+    encoder.model.to(torch.bfloat16)
+    agreement = float((_probe(encoder) * exact).sum(axis=1).min())
+    if precision == "bf16" or agreement >= LEAST_AGREEMENT:
+        return encoder
+    _log.warning("%s: bf16 agrees with fp32 to %.5f only; using fp32", card.name, agreement)
+    return _load(card, directory, where)
+
+
+class ClipEncoder:
+    """A loaded model. Not for several threads at once."""
+
+    def __init__(self, card: ModelCard, model: Any, tokenizer: Tokenizer) -> None:
+        self.card = card
+        self.model = model
+        self._tokenizer = tokenizer
+        self._is_siglip = model.config.model_type == "siglip"
+        mean, std = torch.tensor(card.preprocessing.mean), torch.tensor(card.preprocessing.std)
+        self._scale = (1 / (255 * std)).view(3, 1, 1).to(model.device)
+        self._shift = (mean / std).view(3, 1, 1).to(model.device)
+
+    @property
+    def precision(self) -> str:
+        """`fp32` or `bf16`, whichever the weights have."""
+        return "bf16" if self.model.dtype == torch.bfloat16 else "fp32"
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: Pixels) -> Vectors:
+        """(n, size, size, 3) uint8 RGB, preprocessed as the card says → (n, dimension).
+
+        A row for which the model gives no finite vector is all NaN; the other rows are unit norm.
+        """
+        if not len(pixels):
+            return np.empty((0, self.card.dimension), np.float32)
+        writable = np.require(pixels, np.uint8, ["C", "W"])
+        planes = torch.from_numpy(writable).to(self.model.device).permute(0, 3, 1, 2).contiguous()
+        values = planes.float().mul_(self._scale).sub_(self._shift)
+        output = self.model.get_image_features(pixel_values=values.to(self.model.dtype))
+        return _unit(output.pooler_output)
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> TextVectors:
+        """n texts → (n, dimension), in order. Raises ModelError when the model gives no finite vector."""
+        vectors = np.empty((len(texts), self.card.dimension), np.float32)
+        truncated: list[bool] = []
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            inputs, cut = self._tokens(texts[start : start + _TEXTS_AT_ONCE])
+            output = self.model.get_text_features(**inputs)
+            vectors[start : start + len(cut)] = _unit(output.pooler_output)
+            truncated += cut
+        if not np.isfinite(vectors).all():
+            raise ModelError(f"{self.card.name}: gives no finite vector for a text; fetch it again")
+        return TextVectors(vectors, truncated)
+
+    def _tokens(self, texts: Sequence[str]) -> tuple[dict[str, torch.Tensor], list[bool]]:
+        """The model's inputs, and which texts do not fit its context."""
+        if self._is_siglip:  # trained on lower case, padded to the whole context, with no mask
+            texts = [text.lower() for text in texts]
+        tokens = self._tokenizer.encode_batch(list(texts))
+        inputs = {"input_ids": torch.tensor([each.ids for each in tokens])}
+        if not self._is_siglip:
+            inputs["attention_mask"] = torch.tensor([each.attention_mask for each in tokens])
+        device = self.model.device
+        return {name: numbers.to(device) for name, numbers in inputs.items()}, [
+            bool(each.overflowing) for each in tokens
+        ]
+
+
+def _unit(features: torch.Tensor) -> NDArray[np.float32]:
+    vectors = features.float()
+    vectors = vectors / vectors.norm(dim=1, keepdim=True)
+    vectors[~vectors.isfinite().all(dim=1)] = torch.nan
+    return vectors.cpu().numpy()
+
+
+def _device(wanted: Device) -> torch.device:
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return torch.device(next(name for name, available in there.items() if available))
+    if not there[wanted]:
+        raise ModelError(f"EMBED_DEVICE={wanted}: torch finds no such device here; use auto or cpu")
+    return torch.device(wanted)
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
+    """Whether bf16 is faster than fp32 there, rather than emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # avx512_bf16, AMX or ARM's; True also for plain AVX-512, where it is emulated
+        features = torch.cpu.get_capabilities()
+        return any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    return False
+
+
+def _load(card: ModelCard, directory: Path, device: torch.device) -> ClipEncoder:
+    try:
+        with _quiet():
+            model, report = AutoModel.from_pretrained(
+                directory,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+            tokenizer = _tokenizer(directory, model.config)
+    except Exception as error:  # a damaged file surfaces as any of a dozen types
+        raise ModelError(f"{directory}: cannot be loaded: {_one_line(error)}") from error
+    if report["missing_keys"]:
+        some = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ModelError(f"{directory}: weights are missing ({some}, …); fetch the model again")
+    return ClipEncoder(card, model.eval().to(device), tokenizer)
+
+
+def _tokenizer(directory: Path, config: Any) -> Tokenizer:
+    """The tokenizer as its own file describes it, cutting and padding to the model's context.
+
+    transformers would rebuild it by the name of its class, and wants sentencepiece for SigLIP's.
+    """
+    if (directory / "tokenizer.json").exists():
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    else:
+        named = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+        tokenizer = named.backend_tokenizer
+    context = config.text_config.max_position_embeddings
+    tokenizer.enable_truncation(context)
+    tokenizer.enable_padding(
+        pad_id=_pad_id(directory, tokenizer),
+        length=context if config.model_type == "siglip" else None,
+    )
+    return tokenizer
+
+
+def _pad_id(directory: Path, tokenizer: Tokenizer) -> int:
+    """Number of the padding token. SigLIP sees it; CLIP masks it."""
+    try:
+        token = json.loads((directory / "tokenizer_config.json").read_bytes())["pad_token"]
+    except (OSError, LookupError):
+        return 0
+    return tokenizer.token_to_id(token["content"] if isinstance(token, dict) else str(token)) or 0
+
+
+def _probe(encoder: ClipEncoder) -> Vectors:
+    """Vectors of a few generated images and texts. Raises ModelError unless they are what they must be."""
+    size, name = encoder.card.preprocessing.size, encoder.card.name
+    images = np.stack([_checkered(cells, size) for cells in (2, 5, 16, size)])
+    try:
+        of_images = encoder.encode_images(images)
+        of_texts = encoder.encode_texts(_PROBE_TEXTS).vectors
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ModelError(f"{name}: does not run: {_one_line(error)}") from error
+    vectors = np.concatenate([of_images, of_texts])
+    if vectors.shape[1] != encoder.card.dimension:
+        raise ModelError(
+            f"{name}: gives {vectors.shape[1]} numbers, its configuration says {encoder.card.dimension}"
+        )
+    if not np.isfinite(vectors).all():
+        raise ModelError(f"{name}: gives no finite vectors: damaged weights; fetch the model again")
+    return vectors
+
+
+def _checkered(cells: int, size: int) -> Pixels:
+    """cells x cells random colours, the same every time."""
+    colours = np.random.default_rng(cells).integers(0, 256, (cells, cells, 3), np.uint8)
+    cell = np.arange(size) * cells // size
+    return colours[cell][:, cell]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars or advice of transformers: they belong to nobody's output."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,208 @@
+"""Train the demo model: `python -m embed_pipeline.models.demo.train [--out DIR] [--steps N] [--seed N]`.
+
+Every step draws new scenes and learns two things from them: which caption belongs to which scene,
+and which scenes show what a short mention ("a red circle") asks for; the scenes themselves tell the
+truth. The second teaches the model to bind a colour to its shape.
+
+The same seed, steps, kind of processor and torch version give the same weights.
+"""
+
+import argparse
+import copy
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import cos, log, pi
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize, softplus
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+from embed_pipeline.models.demo.scenes import (
+    Scene,
+    SceneObject,
+    describe,
+    in_words,
+    make_scene,
+    mention,
+    render,
+)
+
+MODEL_DIR = Path(__file__).parent / "model"
+STEPS = 2000
+BATCH = 256  # scenes per step
+WARMUP = 200  # steps
+LEARNING_RATE = 1e-3
+WEIGHT_DECAY = 0.05
+SIDE = 64  # pixels
+CONTEXT = 64  # tokens; the longest captions take about 55
+VOCABULARY = 512  # tokens learnt, before the bytes that may end a word
+THREADS = 2  # another number adds up in another order: other weights
+SAVE_EVERY = 500  # steps
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """As many captions and mentions as scenes; caption i describes scene i.
+
+    pixels: float32 (scenes, 3, SIDE, SIDE), in 0..1. truth: bool (mentions, scenes).
+    """
+
+    pixels: Tensor
+    captions: list[str]
+    mentions: list[str]
+    truth: Tensor
+
+
+def make_batch(rng: np.random.Generator) -> Batch:
+    scenes = [make_scene(rng) for _ in range(BATCH)]
+    said = [mention(scene.objects[rng.integers(len(scene.objects))], rng) for scene in scenes]
+    images = np.stack([np.asarray(render(scene, SIDE, SIDE)) for scene in scenes])
+    return Batch(
+        pixels=torch.from_numpy(images).permute(0, 3, 1, 2) / 255,
+        captions=[describe(scene, rng) for scene in scenes],
+        mentions=[in_words(one, rng) for one in said],
+        truth=_truth(said, scenes),
+    )
+
+
+def _truth(said: Sequence[Mapping[str, str]], scenes: Sequence[Scene]) -> Tensor:
+    items = [item for scene in scenes for item in scene.objects]
+    fits = np.ones((len(said), len(items)), dtype=bool)
+    for field in ("colour", "shape", "size", "texture", "place"):
+        wanted = np.array([one.get(field, "") for one in said])[:, None]
+        fits &= (wanted == "") | (wanted == np.array([getattr(item, field) for item in items]))
+    starts = np.cumsum([0, *(len(scene.objects) for scene in scenes[:-1])])
+    return torch.from_numpy(np.logical_or.reduceat(fits, starts, axis=1))
+
+
+def make_tokenizer(rng: np.random.Generator) -> CLIPTokenizer:
+    """CLIP's tokenizer with a vocabulary learnt from captions; any other text falls to its bytes."""
+    bytes_ = sorted(ByteLevel.alphabet())
+    blank = CLIPTokenizer()
+    trainer = BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[blank.bos_token, blank.eos_token],
+        initial_alphabet=bytes_,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    captions = (describe(make_scene(rng), rng) for _ in range(5000))
+    blank.backend_tokenizer.train_from_iterator(captions, trainer)
+    learnt = json.loads(blank.backend_tokenizer.to_str())["model"]
+    vocabulary = learnt["vocab"]
+    # The unknown token is also the end token, where CLIP pools: no byte may be unknown.
+    for token in (f"{byte}</w>" for byte in bytes_):
+        vocabulary.setdefault(token, len(vocabulary))
+    merges = [tuple(merge) for merge in learnt["merges"]]
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT)
+
+
+def make_model(tokenizer: CLIPTokenizer) -> CLIPModel:
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "max_position_embeddings": CONTEXT,
+        "hidden_act": "gelu",
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "hidden_size": 192,
+        "intermediate_size": 768,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 3,
+        "image_size": SIDE,
+        "patch_size": 8,
+        "hidden_act": "gelu",
+    }
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=256)
+    # On a CPU the backward pass of the fused attention takes twice as long as the plain one.
+    return CLIPModel._from_config(config, attn_implementation="eager")
+
+
+def contrast(scores: Tensor, truth: Tensor) -> Tensor:
+    """How far wrong answers come before a right one: the mean over all right ones of a scalar >= 0.
+
+    scores: float (questions, answers). truth: bool, the same shape; rows without a right answer
+    do not count.
+    """
+    wrong = scores.masked_fill(truth, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return softplus(wrong - scores)[truth].mean()
+
+
+def batch_loss(model: CLIPModel, processor: CLIPImageProcessor, tokenizer: CLIPTokenizer, batch: Batch) -> Tensor:
+    mean = torch.tensor(processor.image_mean)[:, None, None]
+    std = torch.tensor(processor.image_std)[:, None, None]
+    with torch.autocast("cpu", torch.bfloat16):
+        images = model.get_image_features(pixel_values=(batch.pixels - mean) / std).pooler_output
+        captions, mentions = (
+            model.get_text_features(**tokenizer(texts, padding=True, return_tensors="pt")).pooler_output
+            for texts in (batch.captions, batch.mentions)
+        )
+    images, captions, mentions = (normalize(v.float()) for v in (images, captions, mentions))
+    scale = model.logit_scale.exp()
+    of_captions, of_mentions = scale * captions @ images.T, scale * mentions @ images.T
+    own = torch.eye(len(images), dtype=torch.bool)
+    return (contrast(of_captions, own) + contrast(of_captions.T, own)
+            + contrast(of_mentions, batch.truth) + contrast(of_mentions.T, batch.truth.T)) / 2
+
+
+def train(steps: int, seed: int, out: Path) -> CLIPModel:
+    torch.manual_seed(seed)
+    torch.set_num_threads(THREADS)
+    tokenizer = make_tokenizer(np.random.default_rng([seed, 0]))
+    model = make_model(tokenizer)
+    processor = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    opt = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
+    sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: min((step + 1) / WARMUP, (1 + cos(pi * step / steps)) / 2))
+    for step in range(1, steps + 1):
+        loss = batch_loss(model, processor, tokenizer, make_batch(np.random.default_rng([seed, step])))
+        opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        opt.step()
+        sched.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=log(100))
+        if step % 50 == 0:
+            logger.info("step %d of %d, loss %.3f, scale %.1f", step, steps, loss.item(), model.logit_scale.exp().item())
+        if step % SAVE_EVERY == 0 or step == steps:
+            save(model, tokenizer, processor, out)
+    return model
+
+
+def save(model: CLIPModel, tokenizer: CLIPTokenizer, processor: CLIPImageProcessor, out: Path) -> None:
+    """Write the ordinary Hugging Face layout: weights in half precision, to be loaded in single."""
+    half = copy.deepcopy(model).half()
+    half.save_pretrained(out)
+    half.config.dtype = "float32"
+    half.config.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    processor.save_pretrained(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=MODEL_DIR)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    train(options.steps, options.seed, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Pictures of images for people: from the source, small."""
+
+from PIL import Image
+
+from embed_pipeline.deployment import Deployment
+from embed_pipeline.errors import ImageError
+from embed_pipeline.images.decode import decode
+
+
+def picture(
+    deployment: Deployment, project: str, locator: str, content_hash: bytes, side: int
+) -> Image.Image | None:
+    """The image, no larger than it has to be for thumbnails of `side` pixels; None if it cannot be read."""
+    settings = deployment.settings
+    try:
+        data = deployment.source.fetch(project, locator, content_hash, settings.max_image_bytes)
+        image = decode(data, target=side, max_pixels=settings.max_image_pixels)
+    except ImageError:
+        return None
+    image.thumbnail((2 * side, 2 * side))
+    return image

@@ -1,0 +1,13 @@
+"""How far a step is, for whoever looks."""
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Told a step's name, how much of it is done, and of how much (None: not known)."""
+
+    def __call__(self, step: str, done: int, total: int | None) -> None: ...
+
+
+def silent(step: str, done: int, total: int | None) -> None:
+    """Progress that nobody looks at."""

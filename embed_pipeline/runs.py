@@ -1,0 +1,112 @@
+"""Dagster runs that this process executes itself, recorded where the UI shows them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from uuid import uuid4
+
+import dagster as dg
+
+from embed_pipeline.collection_state import CollectionState
+from embed_pipeline.dagster_home import prepare_dagster_home
+from embed_pipeline.definitions import defs
+from embed_pipeline.defs.jobs import sync_project
+from embed_pipeline.defs.partitions import projects
+from embed_pipeline.defs.resources import progress as watching
+from embed_pipeline.deployment import Deployment
+from embed_pipeline.errors import AuditFailed, EmbedPipelineError
+from embed_pipeline.progress import Progress, silent
+from embed_pipeline.settings import Settings
+from embed_pipeline.sources.names import partition_key
+
+# The events are in the instance, where the UI shows them; a terminal gets a bar and a line.
+COUNTS = ("embed", "reuse", "relabel", "remove", "unchanged", "failed")
+_QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
+
+
+@dataclass(frozen=True)
+class SyncOutcome:
+    """How the run of one project ended. Counts of images, as in CollectionState; None if it never got there."""
+
+    project_id: str
+    run_id: str
+    status: str
+    embed: int | None
+    reuse: int | None
+    relabel: int | None
+    remove: int | None
+    unchanged: int | None
+    failed: int | None
+    error: str | None = None
+
+
+@contextmanager
+def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
+    """The instance of DAGSTER_HOME, made ready where it is new."""
+    prepare_dagster_home(settings)
+    with dg.DagsterInstance.get() as instance:
+        yield instance
+
+
+def register_projects(deployment: Deployment, instance: dg.DagsterInstance) -> None:
+    """Make a partition for every project of the source."""
+    keys = [partition_key(project) for project in deployment.source.projects()]
+    instance.add_dynamic_partitions(str(projects.name), keys)
+
+
+def run_sync(
+    deployment: Deployment,
+    instance: dg.DagsterInstance,
+    project: str,
+    confirm_removals: int | None = None,
+    progress: Progress = silent,
+) -> SyncOutcome:
+    """Run `sync_project` for one project here. Errors of the project are told in the outcome."""
+    key = partition_key(project)
+    instance.add_dynamic_partitions(str(projects.name), [key])
+    run_id = str(uuid4())
+    token = watching.set(progress)
+    try:
+        defs.resolve_job_def(sync_project.name).execute_in_process(
+            instance=instance,
+            partition_key=key,
+            run_id=run_id,
+            run_config={
+                "loggers": _QUIET,
+                "ops": {"collection_state": {"config": {"confirm_removals": confirm_removals}}},
+            },
+        )
+    except EmbedPipelineError as error:
+        return _outcome(deployment, project, run_id, error)
+    except dg.DagsterError:
+        if (state := _own_state(deployment, project, run_id)) and not state.equal:
+            return _outcome(deployment, project, run_id, _audit_error(project, state))
+        raise
+    finally:
+        watching.reset(token)
+    return _outcome(deployment, project, run_id, None)
+
+
+def _outcome(
+    deployment: Deployment, project: str, run_id: str, error: EmbedPipelineError | None
+) -> SyncOutcome:
+    state = _own_state(deployment, project, run_id)
+    return SyncOutcome(
+        project_id=project,
+        run_id=run_id,
+        status="failed" if error else "success",
+        error=str(error) if error else None,
+        **{name: getattr(state, name, None) for name in COUNTS},
+    )
+
+
+def _own_state(deployment: Deployment, project: str, run_id: str) -> CollectionState | None:
+    state = CollectionState.read(deployment.project_home(project).state)
+    return state if state and state.run_id == run_id else None
+
+
+def _audit_error(project: str, state: CollectionState) -> AuditFailed:
+    return AuditFailed(
+        f"{project}: the collection does not equal the source: {state.differences}; sync again, and if "
+        f"that does not mend it: embed-pipeline verify {project}"
+    )

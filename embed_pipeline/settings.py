@@ -1,0 +1,105 @@
+"""One typed settings object, read from the environment. Every field is a line of the README's table."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from platformdirs import user_data_path
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from embed_pipeline.errors import SettingsError
+
+SAMPLE = "sample"
+DEFAULT_MODEL = "openai/clip-vit-base-patch32"
+DEMO_MODEL = "demo"
+
+
+def _absolute(value: object) -> Path:
+    return Path(str(value)).expanduser().absolute()
+
+
+AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
+
+
+class Settings(BaseSettings):
+    """Environment variables with the prefix EMBED_, and the few names that the ecosystem already has."""
+
+    model_config = SettingsConfigDict(env_prefix="EMBED_", env_ignore_empty=True, frozen=True)
+
+    source: str = Field(SAMPLE, description="folder:/path/to/root, or unset for the sample project")
+    source_id: str | None = Field(
+        None, description="name of this source in the store; default: derived from EMBED_SOURCE"
+    )
+    model_name: str | None = Field(
+        None,
+        validation_alias="EMBED_MODEL",
+        description="demo, a Hugging Face id, or a directory in that layout",
+    )
+    home: AbsolutePath = Field(
+        default_factory=lambda: user_data_path("embed_pipeline"),
+        description="manifests, vector library, embedded Qdrant, Dagster home",
+    )
+    qdrant_url: str | None = Field(
+        None, validation_alias="QDRANT_URL", description="a Qdrant server; unset: embedded Qdrant"
+    )
+    qdrant_api_key: str | None = Field(
+        None, validation_alias="QDRANT_API_KEY", description="its API key", repr=False
+    )
+    dagster_home_path: AbsolutePath | None = Field(
+        None, validation_alias="DAGSTER_HOME", description="Dagster's storage"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="where the encoder runs; auto: cuda, then mps, then cpu"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where the device has it and it agrees with fp32"
+    )
+    batch_size: int = Field(64, ge=1, le=4096, description="images per forward pass")
+    decode_workers: int = Field(
+        default_factory=lambda: min(8, os.cpu_count() or 1),
+        ge=1,
+        le=256,
+        description="threads that read and decode images; default: the cores, at most 8",
+    )
+    max_image_pixels: int = Field(
+        100_000_000, ge=1, description="larger images are reported, not decoded"
+    )
+    max_image_bytes: int = Field(
+        200_000_000, ge=1, description="larger files are reported, not read"
+    )
+    lease_wait_seconds: float = Field(
+        30.0, ge=0, description="how long a run waits for another run of the same project"
+    )
+    store_wait_seconds: float = Field(
+        30.0, ge=0, description="how long a turn at the embedded store is waited for"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", validation_alias=AliasChoices("EMBED_LOG_LEVEL", "LOG_LEVEL"), description="logs"
+    )
+
+    @cached_property
+    def model(self) -> str:
+        """The model to embed with: the small one inside the package for the sample project only."""
+        return self.model_name or (DEMO_MODEL if self.source == SAMPLE else DEFAULT_MODEL)
+
+    @cached_property
+    def dagster_home(self) -> Path:
+        """Dagster's storage directory."""
+        return self.dagster_home_path or self.home / "dagster"
+
+
+def load_settings() -> Settings:
+    """Settings from the environment. Raises SettingsError naming the variable, the value and the reason."""
+    try:
+        return Settings()  # type: ignore[call-arg]  # every field has a default or an environment name
+    except ValidationError as error:
+        raise SettingsError("; ".join(map(_explain, error.errors()))) from error
+
+
+def _explain(error: ErrorDetails) -> str:
+    field = str(error["loc"][0])
+    name = field if field.isupper() else f"EMBED_{field.upper()}"
+    return f"{name}={error['input']!r}: {error['msg']}"

@@ -1,0 +1,78 @@
+"""What a person sees: bars on a terminal, tables, one-line errors. Machines get JSON."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from embed_pipeline.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def print_json(document: "DataclassInstance | Sequence[DataclassInstance] | Mapping[str, Any]") -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(document, default=_as_json, ensure_ascii=False, indent=2) + "\n")
+
+
+def print_table(rows: "Sequence[DataclassInstance]", columns: Sequence[str]) -> None:
+    """A table on stdout; fields that are None stay empty."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold")
+    for column in columns:
+        table.add_column(column.replace("_", " "))
+    for row in rows:
+        cells = (getattr(row, column) for column in columns)
+        table.add_row(*(Text("" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in cells))
+    Console().print(table)
+
+
+def say(message: str) -> None:
+    """One line on stderr."""
+    print(message, file=sys.stderr)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Progress]:
+    """A bar with rate and time left on stderr, where that is a terminal; nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress as Bar,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks = {}
+
+        def told(step: str, done: int, total: int | None) -> None:
+            if step not in tasks:
+                tasks[step] = bar.add_task(f"{title} {step}", total=total, rate="")
+            speed = bar.tasks[tasks[step]].speed
+            bar.update(tasks[step], completed=done, total=total, rate=f"{speed:,.0f}/s" if speed else "")
+
+        yield told
+
+
+def _as_json(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: cell for name, cell in asdict(value).items()}
+    raise TypeError(f"{type(value).__name__} has no form in JSON")

@@ -1,0 +1,134 @@
+"""The vector library: the vectors of one space by content hash, shared by all projects.
+
+It is the record of vectors: a lost collection is filled from it with no model call. Parts are
+immutable Parquet files. A content may stand in several of them; any of its vectors will do.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from embed_pipeline.errors import TableError
+from embed_pipeline.locks import FileLock, Locked
+from embed_pipeline.tables import Table
+
+# A look-up over a thousand parts takes about 60 ms, so merging is rare and nothing cleverer is needed.
+MERGE_ABOVE_PARTS = 200
+SMALL_PART_ROWS = 50_000
+MERGE_AT_MOST_ROWS = 500_000
+KEEP_REPLACED_SECONDS = 24 * 3600
+REPLACED = ".replaced"
+
+Vectors = NDArray[np.float32]
+
+
+class VectorLibrary:
+    """The parts under `root`: unit-norm vectors of length `dimension`, stored as float16."""
+
+    def __init__(self, root: Path, dimension: int) -> None:
+        self.root = root
+        self.dimension = dimension
+        columns = {"content_hash": pl.Binary, "vector": pl.Array(pl.Float16, dimension)}
+        self._table = Table("vectors", 1, pl.Schema(columns))
+        self._checked: set[Path] = set()
+
+    def known(self, content_hashes: pl.Series) -> pl.Series:
+        """Those of `content_hashes` (32 bytes each) that have a vector; each once, in no order."""
+        return self._rows_of(content_hashes, ["content_hash"])["content_hash"]
+
+    def vectors(self, content_hashes: pl.Series) -> tuple[pl.Series, Vectors]:
+        """The known ones of `content_hashes`, each once, and their vectors in the same order.
+
+        Vectors: (n, dimension) float32, exactly what a collection was given.
+        """
+        rows = self._rows_of(content_hashes, self._table.schema.names())
+        return rows["content_hash"], self._to_float32(rows)
+
+    def add(self, content_hashes: pl.Series, vectors: Vectors) -> Vectors:
+        """Add a part of `vectors` (len(content_hashes), dimension). Durable when it returns.
+
+        Returns the vectors as the library has them from now on, rounded to float16.
+        Raises OutOfSpace, leaving the library as it was.
+        """
+        halves = vectors.astype(np.float16)
+        column = pl.Series(halves, dtype=self._table.schema["vector"])
+        self._write(pl.DataFrame({"content_hash": content_hashes, "vector": column}))
+        return halves.astype(np.float32)
+
+    def parts(self) -> list[Path]:
+        """The parts in use, oldest first."""
+        names = {path.name for path in self.root.glob("part-*")}
+        in_use = (name for name in names if name.endswith(".parquet"))
+        return [self.root / name for name in sorted(in_use) if name + REPLACED not in names]
+
+    def merge(self) -> int:
+        """Merge small parts where they have piled up; returns how many were replaced.
+
+        Replaced parts stay a day, for readers that listed them before. Does nothing where another
+        process is merging.
+        """
+        if len(self.parts()) <= MERGE_ABOVE_PARTS:
+            return 0
+        try:
+            with FileLock(self.root / "merge.lock").acquire(0, "merge"):
+                self._remove_old()
+                return self._merge_small()
+        except Locked:
+            return 0
+
+    def _merge_small(self) -> int:
+        small = list(self._small_parts())
+        self._write(self._scan(small).unique("content_hash", keep="any").collect())
+        for part in small:
+            part.with_name(part.name + REPLACED).touch()
+        return len(small)
+
+    def _small_parts(self) -> Iterator[Path]:
+        total = 0
+        for part in self.parts():
+            rows = pl.scan_parquet(part).select(pl.len()).collect().item()
+            total += rows
+            if total > MERGE_AT_MOST_ROWS:
+                return
+            if rows < SMALL_PART_ROWS:
+                yield part
+
+    def _remove_old(self) -> None:
+        for marker in self.root.glob("*" + REPLACED):
+            if time.time() - marker.stat().st_mtime > KEEP_REPLACED_SECONDS:
+                marker.with_name(marker.name.removesuffix(REPLACED)).unlink(missing_ok=True)
+                marker.unlink()
+
+    def _rows_of(self, content_hashes: pl.Series, columns: Sequence[str]) -> pl.DataFrame:
+        parts = self.parts()
+        if not parts or content_hashes.is_empty():
+            return self._table.empty().select(columns)
+        asked = pl.LazyFrame({"content_hash": content_hashes.drop_nulls().unique()})
+        rows = self._scan(parts).select(columns).join(asked, on="content_hash", how="semi")
+        try:
+            return rows.collect().unique("content_hash", keep="any")
+        except pl.exceptions.PolarsError as error:
+            reason = str(error).splitlines()[0]
+            raise TableError(
+                f"{self.root}: a part is damaged ({reason}); delete that file, its images are "
+                "embedded again by the next sync"
+            ) from error
+
+    def _scan(self, parts: Sequence[Path]) -> pl.LazyFrame:
+        for part in set(parts) - self._checked:
+            self._table.check(part)
+        self._checked.update(parts)
+        return pl.scan_parquet(parts)
+
+    def _to_float32(self, rows: pl.DataFrame) -> Vectors:
+        halves = rows["vector"].to_numpy().reshape(-1, self.dimension)
+        return halves.astype(np.float32)
+
+    def _write(self, rows: pl.DataFrame) -> None:
+        # Time first, so that a sorted listing is in order of age; the pid keeps writers apart.
+        self._table.write(rows, self.root / f"part-{time.time_ns():020d}-{os.getpid()}.parquet")

@@ -1,0 +1,411 @@
+"""What every vector store promises: the same suite on the embedded store and on qdrant-client.
+
+In memory always; on a real server when QDRANT_URL is set.
+"""
+
+import os
+import uuid
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+from qdrant_client import QdrantClient
+
+from embed_pipeline.errors import CollectionMissing, InvalidPoints, StoreError
+from embed_pipeline.points import POINTS
+from embed_pipeline.stores import qdrant_edge, qdrant_server
+from embed_pipeline.stores.protocol import Filter
+from embed_pipeline.stores.qdrant_edge import QdrantEdgeStore
+from embed_pipeline.stores.qdrant_server import QdrantServerStore, connect
+from embed_pipeline_tests.store_samples import DIMENSION, points, vectors
+
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
+
+# Float16 in the store: 11 bits of each number survive.
+ROUNDING = 1e-3
+
+
+@pytest.fixture(scope="module", params=["edge", "memory", "server"])
+def store(request, tmp_path_factory):
+    if request.param == "edge":
+        store = QdrantEdgeStore(tmp_path_factory.mktemp("edge"), wait_seconds=5)
+    elif request.param == "memory":
+        store = QdrantServerStore(QdrantClient(":memory:"))
+    elif url := os.environ.get("QDRANT_URL"):
+        store = connect(url, os.environ.get("QDRANT_API_KEY"))
+    else:
+        pytest.skip("QDRANT_URL is not set: nothing was tested on a real server")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def space(store):
+    name = f"test-{uuid.uuid4().hex}"
+    yield name
+    if isinstance(store, QdrantServerStore):
+        store._client.delete_collection(f"images_{name}")
+
+
+@pytest.fixture
+def cats(store, space):
+    return store.collection(space, DIMENSION, "source/cats")
+
+
+@pytest.fixture
+def dogs(store, space):
+    return store.collection(space, DIMENSION, "source/dogs")
+
+
+def rows(collection):
+    """Everything that a collection holds, by point id."""
+    return pl.concat([POINTS.to_frame(), *collection.scroll()]).sort("point_id")
+
+
+def found(collection, vector, limit=10, **where):
+    return collection.nearest(vector, limit, Filter(**where))["image_id"].to_list()
+
+
+def test_upsert_and_scroll_round_trip(cats):
+    """What was upserted comes back: every column, whatever the strings hold, and the vectors."""
+    names = ["a.jpg", "new\nline\t.jpg", "猫 🐈 e\u0301.jpg", "", "quote\"'\\%2F.jpg", "\x00\x7f"]
+    cats.upsert(points("source/cats", names), vectors(len(names)))
+    assert_frame_equal(points("source/cats", names).sort("point_id"), rows(cats))
+    ((page, stored),) = cats.scroll_vectors()
+    expected = points("source/cats", names).with_columns(v=vectors(len(names)))
+    expected = page.join(expected, on="point_id", maintain_order="left")["v"].to_numpy()
+    assert stored.dtype == np.float32
+    np.testing.assert_allclose(stored, expected, atol=ROUNDING)
+
+
+def test_nulls_round_trip(cats):
+    """A payload field that is null stays null, and damages nothing."""
+    sparse = points("source/cats", ["a"]).with_columns(
+        pl.lit(None, pl.String).alias("dataset_name"),
+        pl.lit(None, pl.Binary).alias("content_hash"),
+        pl.lit(None, pl.Datetime("us", "UTC")).alias("updated_at"),
+    )
+    cats.upsert(sparse, vectors(1))
+    assert_frame_equal(sparse, rows(cats))
+
+
+def test_upsert_is_idempotent_and_replaces_whole_points(cats):
+    """Upserting again changes nothing; other payload and vectors take the place of the old ones."""
+    cats.upsert(points("source/cats", ["a", "b"]), vectors(2))
+    cats.upsert(points("source/cats", ["a", "b"]), vectors(2))
+    assert cats.count() == 2
+    cats.upsert(points("source/cats", ["a"], dataset="d2"), -vectors(1))
+    expected = pl.concat([points("source/cats", ["a"], "d2"), points("source/cats", ["b"])])
+    assert_frame_equal(expected.sort("point_id"), rows(cats))
+    assert cats.nearest(-vectors(1)[0], 1)["score"][0] == pytest.approx(1, abs=ROUNDING)
+
+
+def test_upsert_of_nothing_makes_nothing(cats):
+    """No rows: no collection."""
+    cats.upsert(points("source/cats", []), vectors(0))
+    assert not cats.exists()
+
+
+def test_vectors_are_compared_by_direction_alone(cats):
+    """The length of a vector, of a point or of a query, makes no difference, however short or long."""
+    cats.upsert(points("source/cats", ["long", "short"]), vectors(2) * [[1e18], [1e-18]])
+    for scale in (1e-18, 1, 1e18):
+        hits = cats.nearest(vectors(2)[1] * np.float32(scale), 1)
+        assert hits["image_id"].to_list() == ["short"]
+        assert hits["score"][0] == pytest.approx(1, abs=ROUNDING)
+
+
+def test_relabel_changes_the_payload_only(cats):
+    """After a relabel the payload is the new one and the vectors are what they were, to the bit."""
+    names = [f"{i}" for i in range(300)]
+    cats.upsert(points("source/cats", names), vectors(300))
+    before = np.concatenate([v for _, v in cats.scroll_vectors()])
+    cats.relabel(points("source/cats", names[:290], dataset="d2"))
+    expected = [points("source/cats", names[:290], "d2"), points("source/cats", names[290:])]
+    assert_frame_equal(pl.concat(expected).sort("point_id"), rows(cats))
+    np.testing.assert_array_equal(np.concatenate([v for _, v in cats.scroll_vectors()]), before)
+
+
+def test_relabel_makes_no_points(cats):
+    """Points that are not there stay away, and those beside them are relabelled."""
+    cats.relabel(points("source/cats", ["a"]))
+    assert not cats.exists()
+    cats.upsert(points("source/cats", ["a", "b"]), vectors(2))
+    cats.relabel(points("source/cats", ["missing", "b"], "d2"))
+    expected = pl.concat([points("source/cats", ["a"]), points("source/cats", ["b"], "d2")])
+    assert_frame_equal(expected.sort("point_id"), rows(cats))
+
+
+def test_delete_ignores_what_is_not_there(cats):
+    """Deleted points are gone, the others stay; deleting twice, or from nothing, is no error."""
+    cats.delete(points("source/cats", ["a"])["point_id"])
+    cats.upsert(points("source/cats", [f"{i}" for i in range(600)]), vectors(600))
+    for _ in range(2):
+        cats.delete(points("source/cats", [f"{i}" for i in range(1, 800)])["point_id"])
+    assert_frame_equal(points("source/cats", ["0"]), rows(cats))
+
+
+def test_a_collection_lasts_until_its_last_point(cats):
+    """Without its last point a collection is missing, as before its first, and can be made again."""
+    cats.upsert(points("source/cats", ["a"]), vectors(1))
+    assert cats.exists()
+    cats.delete(points("source/cats", ["a"])["point_id"])
+    assert not cats.exists()
+    with pytest.raises(CollectionMissing):
+        cats.count()
+    cats.upsert(points("source/cats", ["b"]), vectors(1))
+    assert cats.count() == 1
+
+
+@pytest.mark.parametrize("size", [1, 7, 24, 25, 26])
+def test_scroll_gives_every_point_once(cats, monkeypatch, size):
+    """Whatever the page size, each point comes once, with its own vector, in the order of the ids."""
+    for module in (qdrant_edge, qdrant_server):
+        monkeypatch.setattr(module, "_PAGE_POINTS", size)
+        monkeypatch.setattr(module, "_PAGE_POINTS_WITH_VECTORS", size)
+    cats.upsert(points("source/cats", [f"{i}" for i in range(25)]), vectors(25))
+    pages = list(cats.scroll())
+    assert max(page.height for page in pages) == min(size, 25)
+    assert min(page.height for page in pages) > 0
+    expected = points("source/cats", [f"{i}" for i in range(25)]).with_columns(v=vectors(25))
+    assert_frame_equal(expected.drop("v").sort("point_id"), pl.concat(pages))
+    with_vectors = [page.with_columns(v=v) for page, v in cats.scroll_vectors()]
+    assert_frame_equal(expected.sort("point_id"), pl.concat(with_vectors), abs_tol=ROUNDING)
+
+
+def test_scroll_while_others_write(cats, monkeypatch):
+    """Between the pages of a scroll points come and go; those that stay are given exactly once."""
+    monkeypatch.setattr(qdrant_edge, "_PAGE_POINTS", 10)
+    monkeypatch.setattr(qdrant_server, "_PAGE_POINTS", 10)
+    stay = [f"stay {i}" for i in range(50)]
+    cats.upsert(points("source/cats", stay), vectors(50))
+    cats.upsert(points("source/cats", [f"go {i}" for i in range(50)]), vectors(50))
+    pages = []
+    for i, page in enumerate(cats.scroll()):
+        pages.append(page)
+        cats.upsert(points("source/cats", [f"come {i}"]), vectors(1))
+        cats.delete(points("source/cats", [f"go {j}" for j in range(i * 5, i * 5 + 5)])["point_id"])
+    seen = pl.concat(pages)["image_id"].to_list()
+    assert sorted(stay) == sorted(i for i in seen if i.startswith("stay"))
+    assert len(seen) == len(set(seen))
+
+
+def test_nearest_is_sorted_and_scored(cats):
+    """Best first, with the cosine as score, as many as there are at most."""
+    cats.upsert(points("source/cats", [f"{i}" for i in range(50)]), vectors(50))
+    cosines = vectors(50) @ vectors(1, seed=9)[0]
+    hits = cats.nearest(vectors(1, seed=9)[0], 10)
+    assert {**POINTS, "score": pl.Float64} == hits.schema
+    assert [f"{i}" for i in np.argsort(-cosines)[:10]] == hits["image_id"].to_list()
+    np.testing.assert_allclose(hits["score"], np.sort(cosines)[::-1][:10], atol=ROUNDING)
+    expected = points("source/cats", hits["image_id"].to_list())
+    assert_frame_equal(expected, hits.drop("score"))
+    assert [50, 0] == [cats.nearest(vectors(1)[0], limit).height for limit in (99, 0)]
+
+
+def test_nearest_filters(cats):
+    """Datasets, images and excluded images restrict what is found, alone and together."""
+    cats.upsert(points("source/cats", ["a", "b"], "d1"), vectors(2))
+    cats.upsert(points("source/cats", ["c", "d"], "d2"), vectors(2, seed=1))
+    cats.upsert(points("source/cats", ["e"], "d3"), vectors(1, seed=2))
+    query = vectors(1, seed=3)[0]
+    assert {"a", "b", "e"} == set(found(cats, query, datasets=("d1", "d3")))
+    assert {"b", "c"} == set(found(cats, query, image_ids=("b", "c", "no such image")))
+    assert {"a", "d", "e"} == set(found(cats, query, exclude_image_ids=("b", "c", "no such image")))
+    narrow = Filter(datasets=("d1", "d2"), image_ids=("a", "b", "e"), exclude_image_ids=("a",))
+    assert ["b"] == cats.nearest(query, 10, narrow)["image_id"].to_list()
+    assert [] == found(cats, query, datasets=()) == found(cats, query, image_ids=())
+    assert {"a", "b", "c", "d", "e"} == set(found(cats, query))
+
+
+@pytest.mark.parametrize("limit", [1, 7, 39, 40, 45])
+def test_ties_are_in_the_order_of_ids(cats, limit):
+    """Images with the same vector come in the order of their point ids, also across the limit."""
+    same = points("source/cats", [f"same {i}" for i in range(40)])
+    cats.upsert(same.sample(fraction=1, shuffle=True, seed=1), np.repeat(vectors(1), 40, axis=0))
+    cats.upsert(points("source/cats", ["best", "worst"]), np.stack([vectors(2, 5)[1], -vectors(1)[0]]))
+    query = vectors(1)[0] + vectors(2, 5)[1] * 0.01
+    ranked = ["best", *same.sort("point_id")["image_id"], "worst"]
+    if vectors(2, 5)[1] @ query < vectors(1)[0] @ query:
+        ranked = [*ranked[1:-1], "best", "worst"]
+    assert ranked[:limit] == found(cats, query, limit)
+
+
+def test_projects_never_meet(cats, dogs):
+    """Two projects of one space do not see, count, change or delete each other's points."""
+    cats.upsert(points("source/cats", ["a", "b"]), vectors(2))
+    with pytest.raises(CollectionMissing):
+        dogs.count()
+    dogs.upsert(points("source/dogs", ["a"]), vectors(1))
+    dogs.relabel(points("source/cats", ["a"], "changed"))
+    dogs.delete(points("source/cats", ["b"])["point_id"])
+    assert_frame_equal(points("source/cats", ["a", "b"]).sort("point_id"), rows(cats))
+    assert (2, 1) == (cats.count(), dogs.count())
+    assert ["a"] == found(dogs, vectors(1)[0], 10)
+    dogs.drop()
+    assert (True, False) == (cats.exists(), dogs.exists())
+    assert cats.count() == 2
+
+
+def test_spaces_never_meet(store, space, cats):
+    """The same project in another space, here of another dimension, is another collection."""
+    wide = store.collection(f"{space}-wide", 2 * DIMENSION, "source/cats")
+    cats.upsert(points("source/cats", ["a", "b"]), vectors(2))
+    assert not wide.exists()
+    wide.upsert(points("source/cats", ["a"]), np.hstack([vectors(1), vectors(1)]))
+    cats.drop()
+    assert (False, 1) == (cats.exists(), wide.count())
+    wide.drop()
+
+
+def test_wrong_dimension_of_a_collection_is_refused(store, space, cats):
+    """A collection that was made for another dimension is refused with the dimension named."""
+    cats.upsert(points("source/cats", ["a"]), vectors(1))
+    wrong = store.collection(space, 2 * DIMENSION, "source/cats")
+    with pytest.raises(StoreError, match=f"{2 * DIMENSION}"):
+        wrong.upsert(points("source/cats", ["b"]), np.hstack([vectors(1), vectors(1)]))
+    assert cats.count() == 1
+
+
+def test_reads_create_nothing(store, space, cats):
+    """Reading, relabelling and deleting where there is no collection makes none."""
+    reads = [
+        cats.count,
+        lambda: list(cats.scroll()),
+        lambda: list(cats.scroll_vectors()),
+        lambda: cats.nearest(vectors(1)[0], 1),
+    ]
+    for read in reads:
+        with pytest.raises(CollectionMissing, match="sync the project first"):
+            read()
+    assert not cats.exists()
+    if isinstance(store, QdrantEdgeStore):
+        assert not (store._root / space).exists()
+    else:
+        assert not store._client.collection_exists(f"images_{space}")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.array([vectors(1)[0], [np.nan] * DIMENSION]),
+        np.array([vectors(1)[0], [*vectors(1)[0][:-1], np.inf]]),
+        np.array([vectors(1)[0], np.zeros(DIMENSION)]),
+        vectors(3),
+        vectors(2)[:, :-1],
+        vectors(2)[0],
+    ],
+    ids=["NaN", "inf", "zero", "count", "dimension", "flat"],
+)
+def test_invalid_vectors_are_refused(cats, bad):
+    """Vectors that are NaN, infinite, zero, mis-sized or too many: refused, and nothing is written."""
+    with pytest.raises(InvalidPoints, match="nothing was written"):
+        cats.upsert(points("source/cats", ["a", "b"]), bad)
+    assert not cats.exists()
+    cats.upsert(points("source/cats", ["c"]), vectors(1))
+    with pytest.raises(InvalidPoints):
+        cats.nearest(np.full(DIMENSION, np.nan), 1)
+    assert cats.count() == 1
+
+
+def test_drop_is_idempotent(cats):
+    """A dropped collection is gone; dropping it again, or one that never was, is no error."""
+    cats.drop()
+    cats.upsert(points("source/cats", ["a"]), vectors(1))
+    cats.drop()
+    cats.drop()
+    assert not cats.exists()
+    cats.upsert(points("source/cats", ["b"]), vectors(1))
+    assert_frame_equal(points("source/cats", ["b"]), rows(cats))
+
+
+def test_damaged_payloads_come_back_as_null(store, cats):
+    """Fields altered by hand into something else, and points planted by hand, come back and can go."""
+    cats.upsert(points("source/cats", ["a", "b"]), vectors(2))
+    plant(store, cats)
+    damaged = rows(cats).filter(pl.col("image_id").is_null())
+    assert damaged["point_id"].to_list() == [(7).to_bytes(16, "big")]
+    assert damaged.select("name", "content_hash", "updated_at").row(0) == (None, None, None)
+    cats.delete(damaged["point_id"])
+    assert_frame_equal(points("source/cats", ["a", "b"]).sort("point_id"), rows(cats))
+
+
+def plant(store, collection):
+    """Add a point behind our back: a number as id, and a payload that makes no sense."""
+    payload = {
+        "project_id": "source/cats",
+        "image_id": 5,
+        "name": ["x"],
+        "content_hash": "zz",
+        "updated_at": "yesterday",
+    }
+    if isinstance(store, QdrantEdgeStore):
+        point = qdrant_edge.edge.Point(7, vectors(1)[0].tolist(), payload)
+        with collection._turns.shard("plant") as shard:
+            shard.update(qdrant_edge.edge.UpdateOperation.upsert_points([point]))
+            shard.flush()
+    else:
+        models = qdrant_server.models
+        batch = models.Batch(ids=[7], vectors=vectors(1).tolist(), payloads=[payload])
+        store._client.upsert(collection._name, points=batch)
+
+
+def test_check_says_what_there_is(store, cats):
+    """One line for doctor: where the store is and how many collections it holds."""
+    cats.upsert(points("source/cats", ["a"]), vectors(1))
+    assert "\n" not in store.check()
+    assert " collections" in store.check()
+
+
+IMAGES = st.lists(st.sampled_from([f"image {i}" for i in range(8)]), unique=True, max_size=8)
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["upsert", "upsert", "relabel", "delete", "drop", "reopen"]),
+        IMAGES,
+        st.sampled_from(["d1", "d2", "d3"]),
+        st.integers(0, 3),
+    ),
+    max_size=12,
+)
+
+
+@given(steps=STEPS)
+@settings(max_examples=25, deadline=None)
+def test_any_sequence_of_writes(store, steps):
+    """After any sequence of writes the collection holds what a plain dictionary would."""
+    cats = store.collection("model", DIMENSION, f"source/{uuid.uuid4()}")
+    expected: dict[str, tuple[str, int]] = {}
+    for verb, images, dataset, seed in steps:
+        mine = points(cats._project_id, images, dataset)
+        if verb == "upsert":
+            cats.upsert(mine, np.repeat(vectors(1, seed), len(images), axis=0))
+            expected |= dict.fromkeys(images, (dataset, seed))
+        elif verb == "relabel":
+            cats.relabel(mine)
+            expected |= {i: (dataset, expected[i][1]) for i in images if i in expected}
+        elif verb == "delete":
+            cats.delete(mine["point_id"])
+            expected = {i: kept for i, kept in expected.items() if i not in images}
+        elif verb == "drop":
+            cats.drop()
+            expected = {}
+        elif isinstance(store, QdrantEdgeStore):
+            store.close()
+    assert bool(expected) == cats.exists()
+    if expected:
+        assert len(expected) == cats.count()
+        assert expected == held(cats)
+    cats.drop()
+
+
+def held(collection):
+    """Each image's dataset, and the seed of the vector that it has."""
+    seeds = np.concatenate([vectors(1, seed) for seed in range(4)])
+    return {
+        image: (dataset, int(np.argmax(seeds @ vector)))
+        for page, stored in collection.scroll_vectors()
+        for image, dataset, vector in zip(page["image_id"], page["dataset_id"], stored, strict=True)
+    }
