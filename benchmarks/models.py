@@ -1,4 +1,4 @@
-"""Models of the standard shapes with random weights: as fast as trained ones, and there without a network."""
+"""Standard models with random weights: as fast as trained ones, and there without a network."""
 
 from pathlib import Path
 

@@ -44,15 +44,23 @@ def failure_row(
     return pl.DataFrame([row], schema=FAILURES.schema, orient="row")
 
 
-def record(before: pl.DataFrame, new: pl.DataFrame, embedded: pl.Series) -> pl.DataFrame:
-    """`before` with `new` failures counted in, and without contents that are `embedded` by now."""
+def record(before: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
+    """`before` with the `new` failures counted in."""
     earlier = before.select(*KEY, pl.col("attempts").alias("earlier"))
     counted = new.join(earlier, on=KEY, how="left").with_columns(
         attempts=pl.col("attempts") + pl.col("earlier").fill_null(0)
     )
-    kept = before.join(new, on=KEY, how="anti")
-    kept = kept.filter(~pl.col("content_hash").is_in(embedded.implode()))
-    return pl.concat([kept, counted.select(FAILURES.schema.names())])
+    return pl.concat([before.join(new, on=KEY, how="anti"), counted.select(FAILURES.schema.names())])
+
+
+def still_failing(
+    failures: pl.DataFrame, content_hashes: pl.Series, embedded: pl.Series
+) -> pl.DataFrame:
+    """Those of contents that the project still has and nobody has embedded meanwhile."""
+    content = pl.col("content_hash")
+    return failures.filter(
+        content.is_in(content_hashes.implode()) & ~content.is_in(embedded.implode())
+    )
 
 
 def of_settings(failures: pl.DataFrame, space: str, limits: str) -> pl.DataFrame:

@@ -15,7 +15,7 @@ from embed_pipeline.collection_state import CollectionState
 from embed_pipeline.diff import DIFF, Difference
 from embed_pipeline.embedding import Content, Embedded, Throughput, Work, embed_contents
 from embed_pipeline.errors import AuditFailed, ImageError, RemovalWithheld
-from embed_pipeline.failures import FAILURES, failure_row, record
+from embed_pipeline.failures import FAILURES, failure_row, record, still_failing
 from embed_pipeline.guard import withheld_removals
 from embed_pipeline.manifest import MANIFEST
 from embed_pipeline.models.protocol import Vectors
@@ -95,6 +95,7 @@ def apply(run: ProjectRun, confirm_removals: int | None = None) -> CollectionSta
     if not withheld:
         run.collection.delete(todo.actions.filter(action="remove")["point_id"])
     run.home.suspects.unlink(missing_ok=True)
+    _forget_failures(run, wanted)
     audit = run.compare(wanted, forgive_all=True)
     state = _state(run, todo, audit, withheld)
     state.write(run.home.state)
@@ -173,10 +174,15 @@ def _points(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _record_failures(run: ProjectRun, new_failures: list[pl.DataFrame]) -> None:
+    if new_failures:
+        FAILURES.write(record(run.failures(), pl.concat(new_failures)), run.home.failures)
+
+
+def _forget_failures(run: ProjectRun, wanted: pl.DataFrame) -> None:
     before = run.failures()
-    new = pl.concat([FAILURES.empty(), *new_failures])
-    after = record(before, new, run.library.known(before["content_hash"]))
-    if not after.equals(before):
+    embedded = run.library.known(before["content_hash"])
+    after = still_failing(before, wanted["content_hash"], embedded)
+    if after.height < before.height:
         FAILURES.write(after, run.home.failures)
 
 

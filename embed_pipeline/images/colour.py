@@ -5,7 +5,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageCms
 
-_SRGB = ImageCms.createProfile("sRGB")
+_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+_LAB = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -13,15 +14,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Transparency is composited on white. 16-bit grey keeps the highest 8 bits in use (cameras and
     scanners store 10 to 14 bits in 16); 32-bit integers and floats, which say nothing about what is
-    white, are stretched from their darkest to their brightest pixel. CMYK goes through the embedded profile where there is a sound one. RGB profiles are not applied:
-    the models were trained without.
+    white, are stretched from their darkest to their brightest pixel. CMYK goes through the embedded
+    profile where there is a sound one. RGB profiles are not applied: models are trained without.
     """
     if image.mode.startswith("I;16"):
         return _from_16_bit(image)
     if image.mode in ("I", "F"):
         return _stretched(image)
     if image.mode == "LAB":
-        return _through_profile(image, ImageCms.createProfile("LAB"))
+        return _through_profile(image, _LAB)
     if image.mode == "CMYK":
         return _from_cmyk(image)
     return _on_white(image) if image.has_transparency_data else image.convert("RGB")
@@ -63,9 +64,7 @@ def _from_cmyk(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _through_profile(
-    image: Image.Image, profile: "ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile"
-) -> Image.Image:
+def _through_profile(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
     converted = ImageCms.profileToProfile(image, profile, _SRGB, outputMode="RGB")
     assert converted is not None  # noqa: S101  # None only when converting in place
     return converted

@@ -60,9 +60,10 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_REASONS = {  # by the words of Pillow and the libraries under it, in this order
-    "truncated": re.compile(r"truncat|not enough|end of (file|data|stream)|incomplete", re.I),
-    "unsupported": re.compile(r"unsupported|not supported|not installed", re.I),
+# By the words of Pillow and the libraries under it, in this order.
+_REASONS = {
+    "truncated": re.compile(r"(?i)truncat|not enough|end of (file|data|stream)|incomplete"),
+    "unsupported": re.compile(r"(?i)unsupported|not supported|not installed"),
 }
 _PILLOW_WARNINGS = re.compile(r"PIL\.")
 _filters_lock = threading.Lock()
@@ -113,7 +114,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
 
 
 def _brands(data: bytes) -> set[bytes]:
-    """Brands of an ISO media file, as its first box lists them: AVIF and HEIC share the container."""
+    """Brands in the first box of an ISO media file, the container of both AVIF and HEIC."""
     box = data[8 : min(int.from_bytes(data[:4]), 256)]
     return {box[i : i + 4] for i in range(0, len(box), 4)}
 
@@ -124,7 +125,7 @@ def _open_heif(data: bytes) -> ImageFile.ImageFile:
     except ImportError as error:
         detail = 'HEIC needs the extra `heif`: pip install "embed-pipeline[heif]"'
         raise ImageError("decode", "heif_not_installed", detail) from error
-    image: ImageFile.ImageFile = HeifImageFile(BytesIO(data))
+    image: ImageFile.ImageFile = HeifImageFile(BytesIO(data))  # type: ignore[no-untyped-call]
     return image
 
 

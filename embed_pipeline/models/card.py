@@ -1,4 +1,4 @@
-"""The card of a model from its directory, without loading it: no torch, no transformers, no weights."""
+"""The card of a model from its directory: no torch, no transformers, no weights loaded."""
 
 import hashlib
 import json
@@ -29,9 +29,9 @@ _MEAN_AND_STD = {
 def load_card(model: str, cache: Path) -> ModelCard:
     """The card of `demo`, of a directory, or of a Hugging Face id.
 
-    cache: a directory of ours that keeps the digests of weights between calls, so that 600 MB are read
-    only when a file's size or times changed; it may be lost or damaged. Raises ModelNotFound or
-    ModelError as `model_directory` does, and ModelError for a model that is no CLIP or SigLIP of
+    cache: a directory of ours that keeps the digests of weights between calls, so that 600 MB are
+    read only when a file's size or times changed; it may be lost or damaged. Raises ModelNotFound
+    or ModelError as `model_directory` does, and ModelError for a model that is no CLIP or SigLIP of
     fixed square input.
     """
     directory = model_directory(model)
@@ -58,14 +58,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _family(directory: Path, config: Mapping[str, Any]) -> Literal["clip", "siglip"]:
-    family = config.get("model_type")
-    if family in ("clip", "siglip"):
-        return family
-    hint = " (NaFlex; its fixed-size checkpoints work)" if family == "siglip2" else ""
-    raise ModelError(
-        f"{directory}: model_type {family!r}{hint} is not supported; supported are clip (CLIP ViT-B/32, "
-        "B/16, L/14, …) and siglip (SigLIP, and SigLIP2 of fixed size)"
-    )
+    match config.get("model_type"):
+        case "clip":
+            return "clip"
+        case "siglip":
+            return "siglip"
+        case other:
+            raise ModelError(
+                f"{directory}: model_type {other!r} is not supported; supported are clip (CLIP "
+                "ViT-B/32, B/16, L/14, …) and siglip (SigLIP, SigLIP2 of fixed size, not NaFlex)"
+            )
 
 
 def _dimension(family: str, config: Mapping[str, Any]) -> int:
@@ -105,7 +107,7 @@ def _stated_preprocessing(directory: Path) -> dict[str, Any]:
 
 
 def _side(size: int | Mapping[str, int]) -> int | None:
-    """Side in pixels of {"shortest_edge": n}, {"height": n, "width": n}, or n; None if not square."""
+    """Pixels of {"shortest_edge": n}, {"height": n, "width": n} or n; None if not square."""
     if isinstance(size, int):
         return size
     sides = set(size.values())
@@ -128,7 +130,7 @@ def _revision(directory: Path, cache: Path) -> str:
 
 
 def _digests(directory: Path, cache: Path) -> dict[str, str]:
-    """sha256 of every file that decides a vector, by name; those unchanged since last time are not read."""
+    """sha256 of every file that decides a vector, by name; files unchanged since are not read."""
     known = _known_digests(cache)
     found, digests = {}, {}
     for path in model_files(directory.resolve()):

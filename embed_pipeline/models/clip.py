@@ -1,6 +1,6 @@
 """CLIP and SigLIP through transformers: the one implementation of ImageTextEncoder.
 
-Importing this module imports torch and transformers (seconds): only when there is something to encode.
+Importing this module imports torch and transformers, which takes seconds.
 """
 
 import json
@@ -38,7 +38,7 @@ def load_encoder(
     """Load the model in `directory` and try it on a few images and texts.
 
     precision auto: bf16 where the device computes in it and the probe's vectors agree with those of
-    fp32, else fp32. Raises ModelError for weights that are missing, damaged, do not fit the card, or
+    fp32, else fp32. Raises ModelError for weights that are missing, damaged, do not fit the card or
     give vectors that are not finite, and for a device that is not there.
     """
     where = _device(device)
@@ -87,7 +87,7 @@ class ClipEncoder:
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> TextVectors:
-        """n texts → (n, dimension), in order. Raises ModelError when the model gives no finite vector."""
+        """n texts → (n, dimension), in order. Raises ModelError where a vector is not finite."""
         vectors = np.empty((len(texts), self.card.dimension), np.float32)
         truncated: list[bool] = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
@@ -117,7 +117,8 @@ def _unit(features: torch.Tensor) -> NDArray[np.float32]:
     vectors = features.float()
     vectors = vectors / vectors.norm(dim=1, keepdim=True)
     vectors[~vectors.isfinite().all(dim=1)] = torch.nan
-    return vectors.cpu().numpy()
+    unit: NDArray[np.float32] = vectors.cpu().numpy()
+    return unit
 
 
 def _device(wanted: Device) -> torch.device:
@@ -136,10 +137,9 @@ def _device(wanted: Device) -> torch.device:
 def _computes_in_bf16(device: torch.device) -> bool:
     """Whether bf16 is faster than fp32 there, rather than emulated."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        # avx512_bf16, AMX or ARM's; True also for plain AVX-512, where it is emulated
-        features = torch.cpu.get_capabilities()
+        features = getattr(torch.cpu, "get_capabilities", dict)()  # not in older versions of torch
         return any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
     return False
 
@@ -196,7 +196,7 @@ def _pad_id(directory: Path, tokenizer: Tokenizer) -> int:
 
 
 def _probe(encoder: ClipEncoder) -> Vectors:
-    """Vectors of a few generated images and texts. Raises ModelError unless they are what they must be."""
+    """Vectors of a few generated images and texts. Raises ModelError unless all are sound."""
     size, name = encoder.card.preprocessing.size, encoder.card.name
     images = np.stack([_checkered(cells, size) for cells in (2, 5, 16, size)])
     try:
@@ -207,7 +207,7 @@ def _probe(encoder: ClipEncoder) -> Vectors:
     vectors = np.concatenate([of_images, of_texts])
     if vectors.shape[1] != encoder.card.dimension:
         raise ModelError(
-            f"{name}: gives {vectors.shape[1]} numbers, its configuration says {encoder.card.dimension}"
+            f"{name}: gives {vectors.shape[1]} numbers, not the {encoder.card.dimension} of its card"
         )
     if not np.isfinite(vectors).all():
         raise ModelError(f"{name}: gives no finite vectors: damaged weights; fetch the model again")
@@ -230,11 +230,11 @@ def _quiet() -> Iterator[None]:
     """No progress bars or advice of transformers: they belong to nobody's output."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

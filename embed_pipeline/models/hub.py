@@ -1,7 +1,7 @@
-"""Where a model's files are: in the package, in a directory, or in the Hugging Face hub's local cache.
+"""Where a model's files are: in the package, a directory, or the Hugging Face hub's local cache.
 
-No torch, no transformers, and huggingface_hub only for a name that is neither `demo` nor a directory:
-this runs in every sync, also in one that embeds nothing.
+No torch, no transformers, and huggingface_hub only for a name that is neither `demo` nor a
+directory: this runs in every sync, also in one that embeds nothing.
 """
 
 import json
@@ -71,8 +71,8 @@ def _checked(directory: Path) -> Path:
         return directory
     if missing == ["model.safetensors"] and any(directory.glob("*.bin")):
         raise ModelError(
-            f"{directory}: pickled weights (.bin) only, which can run code and are never loaded; convert "
-            "them once with `AutoModel.from_pretrained(…).save_pretrained(…)` of transformers"
+            f"{directory}: pickled weights (.bin) only, which can run code and are never loaded; "
+            "convert them once with transformers' `AutoModel.from_pretrained(…).save_pretrained(…)`"
         )
     raise ModelError(f"{directory}: not a model directory, it lacks {', '.join(missing)}")
 
@@ -148,7 +148,7 @@ def _revision_with_safetensors(api: "HfApi", model: str) -> str:
 def _not_found(model: str, reason: str) -> ModelNotFound:
     return ModelNotFound(
         f"{model}: not whole in the local Hugging Face cache, and {reason}. Either set "
-        "EMBED_MODEL=/path/to/its/directory; or fill a cache where there is a network (by this same "
-        f"command, or `hf download {model}`), copy it here and name it with HF_HOME; or let this machine "
-        "reach huggingface.co (HF_ENDPOINT names a mirror, HF_HUB_OFFLINE forbids it)"
+        "EMBED_MODEL=/path/to/its/directory; or fill a cache where there is a network (by this "
+        f"same command, or `hf download {model}`), copy it here and name it with HF_HOME; or let "
+        "this machine reach huggingface.co (HF_ENDPOINT names a mirror, HF_HUB_OFFLINE forbids it)"
     )

@@ -55,14 +55,15 @@ class ShardDirectory:
 
     def exists(self) -> bool:
         """Whether the collection was made and not dropped."""
-        return self.path.is_dir()
+        return self.inode() is not None
 
     def inode(self) -> int | None:
         """Which directory lies here: another after it was deleted and made again; None if none."""
-        try:
-            return self.path.stat().st_ino
-        except FileNotFoundError:
-            return None
+        with self.explained("be looked at"):
+            try:
+                return self.path.stat().st_ino
+            except FileNotFoundError:
+                return None
 
     def make(self) -> None:
         """Make an empty shard under another name, sync it, and rename it. Raises OutOfSpace."""

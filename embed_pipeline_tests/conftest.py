@@ -1,0 +1,59 @@
+"""Fixtures: a clean environment, folders of small images, a deployment over them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from embed_pipeline.deployment import Deployment
+from embed_pipeline.project_run import ProjectRun
+from embed_pipeline.settings import load_settings
+
+OUR_VARIABLES = ("EMBED_", "QDRANT_", "DAGSTER_HOME", "LOG_LEVEL")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the person who runs the tests reaches them, and no hub is asked for anything."""
+    for name in os.environ:
+        if name.startswith(OUR_VARIABLES) and name != "QDRANT_URL":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty root folder that EMBED_SOURCE names, with EMBED_HOME beside it and the demo model."""
+    root = tmp_path / "root"
+    root.mkdir()
+    monkeypatch.setenv("EMBED_SOURCE", f"folder:{root}")
+    monkeypatch.setenv("EMBED_SOURCE_ID", "test")
+    monkeypatch.setenv("EMBED_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("EMBED_MODEL", "/tmp/dev/tiny")
+    return root
+
+
+@pytest.fixture
+def start(root: Path) -> Callable[..., ProjectRun]:
+    """Start a run on a project of `root`: everything is opened anew, as in a new process."""
+
+    def start(project: str = "cats", run_id: str = "run") -> ProjectRun:
+        return ProjectRun(Deployment(load_settings()), project, run_id)
+
+    return start
+
+
+def draw(path: Path, seed: int, size: tuple[int, int] = (80, 60)) -> Path:
+    """A small picture that differs from that of any other seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cells = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(cells).resize(size, Image.Resampling.NEAREST).save(path)
+    return path
+
+
+def draw_many(folder: Path, count: int, first_seed: int = 0) -> list[Path]:
+    """`count` different pictures."""
+    return [draw(folder / f"image-{i:04d}.png", first_seed + i) for i in range(count)]
