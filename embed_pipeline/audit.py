@@ -1,4 +1,4 @@
-"""The audit that people ask for: collection against source, vectors against library. Changes neither."""
+"""The audit that people ask for: collection against source, vectors against library."""
 
 from dataclasses import dataclass
 
@@ -57,7 +57,7 @@ def verify(run: ProjectRun, *, vectors: bool = False) -> Audit:
 
 
 def _altered(run: ProjectRun) -> pl.DataFrame:
-    """Points whose vector is not the library's. Where the library has none, there is nothing to say."""
+    """Points whose vector is not the library's; those that it does not know are left out."""
     altered = [SUSPECTS.empty()]
     if run.collection.exists():
         for points, vectors in run.collection.scroll_vectors():
@@ -72,5 +72,4 @@ def _altered(run: ProjectRun) -> pl.DataFrame:
 def cosines(left: Vectors, right: Vectors) -> Vectors:
     """Cosine of each row of `left` with the same row of `right`."""
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    dots: Vectors = np.einsum("ij,ij->i", left, right)
-    return dots / lengths
+    return np.asarray(np.einsum("ij,ij->i", left, right) / lengths, np.float32)

@@ -30,7 +30,7 @@ Limit = Annotated[int, typer.Option(help="How many images.", min=1, max=10_000)]
 @app.command()
 def demo(as_json: Json = False) -> None:
     """Make a sample project, sync it through Dagster, search it, draw a contact sheet."""
-    from embed_pipeline import demo
+    from embed_pipeline import demo  # type: ignore[attr-defined]
 
     outcome = demo.run(_deployment())
     print_json(outcome) if as_json else demo.show(outcome)
@@ -53,7 +53,8 @@ def sync(
     project: Annotated[list[str] | None, typer.Argument(help="Names of projects.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All projects of the source.")] = False,
     confirm_removals: Annotated[
-        int | None, typer.Option(help="Allow the removals that an earlier sync withheld: their number.")
+        int | None,
+        typer.Option(help="Allow the removals that an earlier sync withheld: their number."),
     ] = None,
     strict: Annotated[bool, typer.Option(help="Exit with 1 also where images failed.")] = False,
     as_json: Json = False,
@@ -62,7 +63,7 @@ def sync(
     from embed_pipeline.runs import COUNTS, dagster_instance, run_sync
 
     deployment = _deployment()
-    names = _chosen(deployment, project or [], everything)
+    names = _chosen(deployment, project or [], everything=everything)
     outcomes = []
     with dagster_instance(deployment.settings) as instance:
         for name in names:
@@ -109,7 +110,9 @@ def search(
         list[str] | None, typer.Option(help="An image id, a name in the project, or a file.")
     ] = None,
     not_text: Annotated[list[str] | None, typer.Option("--not", help="What not to find.")] = None,
-    unlike: Annotated[list[str] | None, typer.Option(help="An image not to find the like of.")] = None,
+    unlike: Annotated[
+        list[str] | None, typer.Option(help="An image not to find the like of.")
+    ] = None,
     limit: Limit = 10,
     as_json: Json = False,
 ) -> None:
@@ -156,7 +159,7 @@ def _deployment() -> "Deployment":
     return Deployment(settings)
 
 
-def _chosen(deployment: "Deployment", names: list[str], everything: bool) -> list[str]:
+def _chosen(deployment: "Deployment", names: list[str], *, everything: bool) -> list[str]:
     from embed_pipeline.sources.names import typed
 
     if everything == bool(names):

@@ -12,6 +12,8 @@ INK = (30, 34, 40)
 FAINT = (110, 118, 128)
 PAPER = (255, 255, 255)
 
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
 
 @dataclass(frozen=True)
 class Thumbnail:
@@ -30,11 +32,11 @@ class Row:
 
 
 def contact_sheet(rows: Sequence[Row], side: int) -> Image.Image:
-    """Rows of square thumbnails, `side` pixels each, as an RGB picture as wide as the longest row."""
-    title = ImageFont.load_default(max(12, side // 8))
-    caption = ImageFont.load_default(max(10, side // 12))
-    heading = title.size + MARGIN
-    row_height = heading + side + caption.size + 2 * MARGIN
+    """Rows of square thumbnails, `side` pixels each, as an RGB picture."""
+    title_size, caption_size = max(12, side // 8), max(10, side // 12)
+    title, caption = ImageFont.load_default(title_size), ImageFont.load_default(caption_size)
+    heading = title_size + MARGIN
+    row_height = heading + side + caption_size + 2 * MARGIN
     columns = max(len(row.thumbnails) for row in rows)
     width = MARGIN + columns * (side + MARGIN)
     sheet = Image.new("RGB", (width, MARGIN + row_height * len(rows)), PAPER)
@@ -44,7 +46,9 @@ def contact_sheet(rows: Sequence[Row], side: int) -> Image.Image:
         draw.text((MARGIN, top), row.title, INK, title)
         for column, thumbnail in enumerate(row.thumbnails):
             left = MARGIN + column * (side + MARGIN)
-            sheet.paste(ImageOps.pad(thumbnail.image, (side, side), color=PAPER), (left, top + heading))
+            sheet.paste(
+                ImageOps.pad(thumbnail.image, (side, side), color=PAPER), (left, top + heading)
+            )
             words = _shortened(thumbnail.caption, caption, side)
             draw.text((left, top + heading + side + 4), words, FAINT, caption)
     return sheet
@@ -57,7 +61,7 @@ def inline_jpeg(sheet: Image.Image) -> str:
     return f"![images](data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()})"
 
 
-def _shortened(words: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _shortened(words: str, font: Font, width: int) -> str:
     while font.getlength(words) > width:
         words = words.rstrip("…")[:-1] + "…"
     return words

@@ -41,7 +41,7 @@ class Deployment:
 
     @cached_property
     def card(self) -> ModelCard:
-        """The target model, known without loading it."""
+        """The target model, not loaded."""
         return load_card(self.settings.model, self.home.models)
 
     def serving_card(self, project: str) -> ModelCard:

@@ -13,5 +13,14 @@ def serve_dagster(deployment: Deployment, port: int) -> None:
     with dagster_instance(deployment.settings) as instance:
         register_projects(deployment, instance)
     workspace = str(shipped("workspace.yaml"))
-    command = ["dagster", "dev", "--workspace", workspace, "--port", str(port), "--host", "127.0.0.1"]
+    command = [
+        "dagster",
+        "dev",
+        "--workspace",
+        workspace,
+        "--port",
+        str(port),
+        "--host",
+        "127.0.0.1",
+    ]
     os.execv(sys.executable, [sys.executable, "-m", *command])  # noqa: S606  our own interpreter

@@ -20,11 +20,11 @@ DIFF = Table(
     pl.Schema(
         {
             "action": pl.Enum(ACTIONS),
-            "held": pl.Boolean,
-            "point_id": pl.Binary,
+            "held": pl.Boolean(),
+            "point_id": pl.Binary(),
             **PAYLOAD,
-            "locator": pl.String,
-            "run_id": pl.String,
+            "locator": pl.String(),
+            "run_id": pl.String(),
         }
     ),
 )
@@ -103,7 +103,7 @@ def diff(wanted: pl.DataFrame, held: pl.DataFrame, known: Knowledge, run_id: str
     kept = changed.filter(pl.col("action").is_in(["embed", "reuse", "relabel"]))
     actions = pl.concat([kept.select(_KEPT), removed.select(_REMOVED)])
     return Difference(
-        actions=actions.with_columns(run_id=pl.lit(run_id)).cast(dict(DIFF.schema)),
+        actions=actions.with_columns(run_id=pl.lit(run_id)).cast(DIFF.schema),
         images=wanted.height,
         unchanged=compared.height - changed.height,
         failed=failed["point_id"],
@@ -111,8 +111,8 @@ def diff(wanted: pl.DataFrame, held: pl.DataFrame, known: Knowledge, run_id: str
     )
 
 
-_KEPT = ("action", "held", "point_id", *PAYLOAD.names(), "locator")
-_REMOVED = (
+_KEPT: tuple[str, ...] = ("action", "held", "point_id", *PAYLOAD.names(), "locator")
+_REMOVED: tuple[pl.Expr | str, ...] = (
     pl.lit("remove").alias("action"),
     "held",
     "point_id",

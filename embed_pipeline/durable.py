@@ -23,7 +23,7 @@ def replace_durably(path: Path, write: Callable[[Path], object]) -> None:
         with explained_when_full(path):
             write(temporary)
             sync(temporary)
-            os.replace(temporary, path)
+            temporary.replace(path)
             sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

@@ -137,10 +137,12 @@ def _encode(batch: list[tuple[Content, Pixels]], work: Work, done: Throughput) -
     started = time.monotonic()
     vectors = work.encoder.encode_images(np.stack([pixels for _, pixels in batch]))
     done.encoder_seconds += time.monotonic() - started
-    finite = np.isfinite(vectors).all(axis=1)
+    finite = np.asarray(np.isfinite(vectors).all(axis=1))
     for (content, _), good in zip(batch, finite, strict=True):
         if not good:
-            work.failed(content, ImageError("encode", "not_finite", "the model gave no finite vector"))
+            work.failed(
+                content, ImageError("encode", "not_finite", "the model gave no finite vector")
+            )
     embedded = [content for (content, _), good in zip(batch, finite, strict=True) if good]
     done.embedded += len(embedded)
     return Embedded(embedded, vectors[finite])

@@ -83,7 +83,7 @@ class StoreError(EmbedPipelineError):
 
 
 class CollectionMissing(StoreError):
-    """The project has no collection in that space: it was never synced, or its store was deleted."""
+    """The project has no collection in that space: never synced, or its store was deleted."""
 
 
 class InvalidPoints(StoreError):

@@ -14,15 +14,15 @@ FAILURES = Table(
     1,
     pl.Schema(
         {
-            "content_hash": pl.Binary,
-            "space": pl.String,
-            "limits": pl.String,
-            "image_id": pl.String,
-            "stage": pl.String,
-            "reason": pl.String,
-            "detail": pl.String,
-            "transient": pl.Boolean,
-            "attempts": pl.Int32,
+            "content_hash": pl.Binary(),
+            "space": pl.String(),
+            "limits": pl.String(),
+            "image_id": pl.String(),
+            "stage": pl.String(),
+            "reason": pl.String(),
+            "detail": pl.String(),
+            "transient": pl.Boolean(),
+            "attempts": pl.Int32(),
             "tried_at": pl.Datetime("us", "UTC"),
         }
     ),
@@ -50,7 +50,9 @@ def record(before: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
     counted = new.join(earlier, on=KEY, how="left").with_columns(
         attempts=pl.col("attempts") + pl.col("earlier").fill_null(0)
     )
-    return pl.concat([before.join(new, on=KEY, how="anti"), counted.select(FAILURES.schema.names())])
+    return pl.concat(
+        [before.join(new, on=KEY, how="anti"), counted.select(FAILURES.schema.names())]
+    )
 
 
 def still_failing(

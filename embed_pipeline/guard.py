@@ -1,4 +1,4 @@
-"""The guard on removals: a source that lost its images by accident must not empty the collection."""
+"""The guard: a source that lost its images by accident must not empty the collection."""
 
 import polars as pl
 
@@ -8,9 +8,7 @@ FREE_REMOVALS = 50
 FREE_SHARE = 0.3
 
 
-def withheld_removals(
-    difference: Difference, wanted: pl.DataFrame, confirmed: int | None
-) -> int:
+def withheld_removals(difference: Difference, wanted: pl.DataFrame, confirmed: int | None) -> int:
     """How many removals need a confirmation that was not given; 0 when all may go.
 
     Counted are points whose content is nowhere in the manifest: a rename removes a point, too, but

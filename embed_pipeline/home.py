@@ -1,4 +1,4 @@
-"""Where things lie under EMBED_HOME. Everything here but the vector library can be lost and is rebuilt."""
+"""Where things lie under EMBED_HOME. All but the vector library can be lost and is rebuilt."""
 
 import hashlib
 import json
@@ -75,7 +75,7 @@ class ProjectHome:
 
     @property
     def suspects(self) -> Path:
-        """Points whose stored vector `verify --vectors` found altered; the next sync writes them again."""
+        """Points whose stored vector `verify --vectors` found altered."""
         return self.root / "suspects.parquet"
 
     @property

@@ -39,7 +39,7 @@ class Holder:
 _NAMELESS = Holder(0, "", "", "")
 
 
-class Locked(Exception):  # noqa: N818  # a situation, as in errors.py, which builds its own from it
+class Locked(Exception):  # a situation, as in errors.py, which builds its own from it
     """The lock was held for as long as we were willing to wait."""
 
     def __init__(self, path: Path, holder: Holder) -> None:

@@ -15,16 +15,16 @@ MANIFEST = Table(
     1,
     pl.Schema(
         {
-            "image_id": pl.String,
-            "dataset_id": pl.String,
-            "dataset_name": pl.String,
-            "name": pl.String,
-            "content_hash": pl.Binary,
+            "image_id": pl.String(),
+            "dataset_id": pl.String(),
+            "dataset_name": pl.String(),
+            "name": pl.String(),
+            "content_hash": pl.Binary(),
             "updated_at": pl.Datetime("us", "UTC"),
-            "size": pl.Int64,
-            "width": pl.Int32,
-            "height": pl.Int32,
-            "locator": pl.String,
+            "size": pl.Int64(),
+            "width": pl.Int32(),
+            "height": pl.Int32(),
+            "locator": pl.String(),
         }
     ),
 )

@@ -10,7 +10,7 @@ from embed_pipeline.images.decode import decode
 def picture(
     deployment: Deployment, project: str, locator: str, content_hash: bytes, side: int
 ) -> Image.Image | None:
-    """The image, no larger than it has to be for thumbnails of `side` pixels; None if it cannot be read."""
+    """The image, small enough for thumbnails of `side` pixels; None if it cannot be read."""
     settings = deployment.settings
     try:
         data = deployment.source.fetch(project, locator, content_hash, settings.max_image_bytes)

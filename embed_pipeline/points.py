@@ -11,18 +11,18 @@ POINT_NAMESPACE = uuid.UUID("6f2a0c1e-5a3b-4c0e-9d5e-0b7a4f1d2c93")
 # A point's payload as columns. content_hash: sha256, 32 bytes. updated_at: UTC, never compared.
 PAYLOAD = pl.Schema(
     {
-        "project_id": pl.String,
-        "dataset_id": pl.String,
-        "dataset_name": pl.String,
-        "image_id": pl.String,
-        "name": pl.String,
-        "content_hash": pl.Binary,
+        "project_id": pl.String(),
+        "dataset_id": pl.String(),
+        "dataset_name": pl.String(),
+        "image_id": pl.String(),
+        "name": pl.String(),
+        "content_hash": pl.Binary(),
         "updated_at": pl.Datetime("us", "UTC"),
     }
 )
 
 # point_id: the 16 bytes of a UUID.
-POINTS = pl.Schema({"point_id": pl.Binary, **PAYLOAD})
+POINTS = pl.Schema({"point_id": pl.Binary(), **PAYLOAD})
 
 
 def point_ids(project_id: str, image_ids: pl.Series) -> pl.Series:
@@ -31,7 +31,9 @@ def point_ids(project_id: str, image_ids: pl.Series) -> pl.Series:
     Written out over one shared sha1 state: `uuid.uuid5` takes five times as long, and a diff
     of a million images computes a million of them.
     """
-    prefix = hashlib.sha1(POINT_NAMESPACE.bytes + project_id.encode() + b"\0", usedforsecurity=False)
+    prefix = hashlib.sha1(
+        POINT_NAMESPACE.bytes + project_id.encode() + b"\0", usedforsecurity=False
+    )
     ids = [_uuid5(prefix, image_id) for image_id in image_ids]
     return pl.Series("point_id", ids, dtype=pl.Binary)
 

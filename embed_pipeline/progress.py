@@ -6,7 +6,9 @@ from typing import Protocol
 class Progress(Protocol):
     """Told a step's name, how much of it is done, and of how much (None: not known)."""
 
-    def __call__(self, step: str, done: int, total: int | None) -> None: ...
+    def __call__(self, step: str, done: int, total: int | None) -> None:
+        """Take note."""
+        ...
 
 
 def silent(step: str, done: int, total: int | None) -> None:

@@ -8,7 +8,6 @@ import polars as pl
 
 from embed_pipeline.deployment import Deployment
 from embed_pipeline.diff import Difference, Knowledge, diff, wanted_points
-from embed_pipeline.errors import TableError
 from embed_pipeline.failures import FAILURES, not_due, of_settings
 from embed_pipeline.home import ProjectHome
 from embed_pipeline.images.decode import DECODER_VERSION
@@ -20,7 +19,7 @@ from embed_pipeline.stores.protocol import Collection
 from embed_pipeline.tables import Table
 from embed_pipeline.vector_library import VectorLibrary
 
-SUSPECTS = Table("suspects", 1, pl.Schema({"point_id": pl.Binary}))
+SUSPECTS = Table("suspects", 1, pl.Schema({"point_id": pl.Binary()}))
 
 
 @dataclass(frozen=True)
@@ -98,4 +97,3 @@ class ProjectRun:
         if not self.collection.exists():
             return POINTS.to_frame()
         return pl.concat([POINTS.to_frame(), *self.collection.scroll()])
-

@@ -26,7 +26,7 @@ _QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
 
 @dataclass(frozen=True)
 class SyncOutcome:
-    """How the run of one project ended. Counts of images, as in CollectionState; None if it never got there."""
+    """How a project's run ended. Counts as in CollectionState; None where it did not get there."""
 
     project_id: str
     run_id: str

@@ -6,7 +6,6 @@ Any of the four alone, in any order, is safe: `apply` compares manifest and coll
 old diff can never destroy anything.
 """
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import polars as pl
@@ -37,7 +36,9 @@ def sync(run: ProjectRun, confirm_removals: int | None = None) -> CollectionStat
     embed(run)
     state = apply(run, confirm_removals)
     if not state.equal:
-        raise AuditFailed(f"{run.project}: the collection does not equal the source: {state.differences}")
+        raise AuditFailed(
+            f"{run.project}: the collection does not equal the source: {state.differences}"
+        )
     return state
 
 
@@ -186,9 +187,7 @@ def _forget_failures(run: ProjectRun, wanted: pl.DataFrame) -> None:
         FAILURES.write(after, run.home.failures)
 
 
-def _state(
-    run: ProjectRun, todo: Difference, audit: Difference, withheld: int
-) -> CollectionState:
+def _state(run: ProjectRun, todo: Difference, audit: Difference, withheld: int) -> CollectionState:
     done = _done(run, todo, audit)
     counts = {action: done.filter(action=action).height for action in ("embed", "reuse", "relabel")}
     outstanding = audit.missing + audit.stale + len(audit.failed)

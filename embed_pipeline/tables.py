@@ -31,14 +31,14 @@ class Table:
         `notes` travel with the table. Raises OutOfSpace, leaving the old table as it was.
         """
         metadata = {KIND_KEY: self.name, VERSION_KEY: str(self.version), **notes}
-        rows = frame.select(self.schema.names()).cast(dict(self.schema))
+        rows = frame.select(self.schema.names()).cast(self.schema)
         replace_durably(path, lambda temporary: rows.write_parquet(temporary, metadata=metadata))
 
     def read(self, path: Path) -> pl.DataFrame:
         """The table at `path`. Raises FileNotFoundError, or TableError for a damaged or newer file."""
         self.check(path)
         try:
-            return pl.read_parquet(path, columns=self.schema.names()).cast(dict(self.schema))
+            return pl.read_parquet(path, columns=self.schema.names()).cast(self.schema)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise self._damaged(path, str(error)) from error
 
@@ -73,4 +73,6 @@ class Table:
 
     def _damaged(self, path: Path, reason: str) -> TableError:
         first_line = reason.splitlines()[0] if reason else "unreadable"
-        return TableError(f"{path}: damaged table ({first_line}); delete the file to have it made again")
+        return TableError(
+            f"{path}: damaged table ({first_line}); delete the file to have it made again"
+        )

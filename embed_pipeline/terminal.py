@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-def print_json(document: "DataclassInstance | Sequence[DataclassInstance] | Mapping[str, Any]") -> None:
+def print_json(
+    document: "DataclassInstance | Sequence[DataclassInstance] | Mapping[str, Any]",
+) -> None:
     """One JSON document on stdout."""
     sys.stdout.write(json.dumps(document, default=_as_json, ensure_ascii=False, indent=2) + "\n")
 
@@ -29,13 +31,18 @@ def print_table(rows: "Sequence[DataclassInstance]", columns: Sequence[str]) -> 
         table.add_column(column.replace("_", " "))
     for row in rows:
         cells = (getattr(row, column) for column in columns)
-        table.add_row(*(Text("" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in cells))
+        table.add_row(
+            *(
+                Text("" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell))
+                for cell in cells
+            )
+        )
     Console().print(table)
 
 
 def say(message: str) -> None:
     """One line on stderr."""
-    print(message, file=sys.stderr)
+    sys.stderr.write(message + "\n")
 
 
 @contextmanager
@@ -48,9 +55,11 @@ def progress_bar(title: str) -> Iterator[Progress]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress as Bar,
         TextColumn,
         TimeRemainingColumn,
+    )
+    from rich.progress import (
+        Progress as Bar,
     )
 
     columns = (
@@ -67,12 +76,14 @@ def progress_bar(title: str) -> Iterator[Progress]:
             if step not in tasks:
                 tasks[step] = bar.add_task(f"{title} {step}", total=total, rate="")
             speed = bar.tasks[tasks[step]].speed
-            bar.update(tasks[step], completed=done, total=total, rate=f"{speed:,.0f}/s" if speed else "")
+            bar.update(
+                tasks[step], completed=done, total=total, rate=f"{speed:,.0f}/s" if speed else ""
+            )
 
         yield told
 
 
 def _as_json(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
-        return {name: cell for name, cell in asdict(value).items()}
+        return asdict(value)
     raise TypeError(f"{type(value).__name__} has no form in JSON")

@@ -33,7 +33,7 @@ class VectorLibrary:
     def __init__(self, root: Path, dimension: int) -> None:
         self.root = root
         self.dimension = dimension
-        columns = {"content_hash": pl.Binary, "vector": pl.Array(pl.Float16, dimension)}
+        columns = {"content_hash": pl.Binary(), "vector": pl.Array(pl.Float16(), dimension)}
         self._table = Table("vectors", 1, pl.Schema(columns))
         self._checked: set[Path] = set()
 
@@ -123,7 +123,7 @@ class VectorLibrary:
         for part in set(parts) - self._checked:
             self._table.check(part)
         self._checked.update(parts)
-        return pl.scan_parquet(parts)
+        return pl.scan_parquet(list(parts))
 
     def _to_float32(self, rows: pl.DataFrame) -> Vectors:
         halves = rows["vector"].to_numpy().reshape(-1, self.dimension)

@@ -211,7 +211,9 @@ def test_damaged_shard(tmp_path, file, how):
         victim.unlink()
     else:
         os.truncate(victim, victim.stat().st_size // 2)
-    with pytest.raises(StoreError, match=f"{re.escape(str(directory))}: .* delete this directory") as caught:
+    with pytest.raises(
+        StoreError, match=f"{re.escape(str(directory))}: .* delete this directory"
+    ) as caught:
         rows(mine)
     assert "\n" not in str(caught.value)
     shutil.rmtree(directory)
@@ -277,7 +279,10 @@ def small_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", str(disk)]
-    if not sys.platform.startswith("linux") or subprocess.run(mount, capture_output=True).returncode:
+    if (
+        not sys.platform.startswith("linux")
+        or subprocess.run(mount, capture_output=True).returncode
+    ):
         pytest.skip("may not mount a small disk here: a disk that really fills up was not tested")
     (disk / "filler").write_bytes(bytes(20 * 2**20))
     yield disk

@@ -228,7 +228,7 @@ def test_heic_without_its_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch)
 def test_pixels_are_those_of_transformers(
     width: int, height: int, size: int, resample: int
 ) -> None:
-    """Resize and crop agree with transformers' CLIP and SigLIP processors to one grey level."""
+    """Resize and crop agree with transformers' CLIP and SigLIP processors to the last bit or two."""
     image = noise("RGB", width, height)
     square = {"height": size, "width": size}
     raw = {"do_rescale": False, "do_normalize": False, "resample": resample}
@@ -237,7 +237,9 @@ def test_pixels_are_those_of_transformers(
     for processor, fit in ((crop, "crop"), (squash, "squash")):
         ours = preprocess(image, Preprocessing(size, fit, resample, ZERO, ONE))
         theirs = np.moveaxis(processor(image)["pixel_values"][0], 0, 2)
-        assert np.abs(ours.astype(int) - theirs).max() <= 1
+        difference = np.abs(ours.astype(int) - theirs)
+        assert difference.max() <= 2
+        assert difference.mean() < 0.01
 
 
 @pytest.mark.parametrize("shape", [(1, 100_000), (3, 1_000_000), (100_000, 2)])

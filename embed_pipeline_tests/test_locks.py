@@ -82,7 +82,9 @@ def test_threads_exclude_each_other(path):
                 most.append(len(inside))
                 inside.pop()
 
-    threads = [threading.Thread(target=work, args=(m,)) for m in (lock, FileLock(path), FileLock(path))]
+    threads = [
+        threading.Thread(target=work, args=(m,)) for m in (lock, FileLock(path), FileLock(path))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -233,7 +233,9 @@ def test_ties_are_in_the_order_of_ids(cats, limit):
     """Images with the same vector come in the order of their point ids, also across the limit."""
     same = points("source/cats", [f"same {i}" for i in range(40)])
     cats.upsert(same.sample(fraction=1, shuffle=True, seed=1), np.repeat(vectors(1), 40, axis=0))
-    cats.upsert(points("source/cats", ["best", "worst"]), np.stack([vectors(2, 5)[1], -vectors(1)[0]]))
+    cats.upsert(
+        points("source/cats", ["best", "worst"]), np.stack([vectors(2, 5)[1], -vectors(1)[0]])
+    )
     query = vectors(1)[0] + vectors(2, 5)[1] * 0.01
     ranked = ["best", *same.sort("point_id")["image_id"], "worst"]
     if vectors(2, 5)[1] @ query < vectors(1)[0] @ query:

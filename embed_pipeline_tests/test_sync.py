@@ -156,7 +156,11 @@ def test_a_bad_image_is_a_row(cats: Path, start: Start) -> None:
     assert counts(sync(start())) == {"failed": 1, "unchanged": 10}
     assert counts(sync(start())) == {"failed": 1, "unchanged": 10}
     failure = start().failures().row(0, named=True)
-    assert (failure["stage"], failure["reason"], failure["attempts"]) == ("decode", "unknown_format", 1)
+    assert (failure["stage"], failure["reason"], failure["attempts"]) == (
+        "decode",
+        "unknown_format",
+        1,
+    )
     assert verify(start()).failed == 1
     draw(cats / "broken.png", 400)
     assert counts(sync(start())) == {"embed": 1, "unchanged": 10}
@@ -217,7 +221,9 @@ class TestGuard:
             sync(start(), confirm_removals=59)
         assert counts(sync(start(), confirm_removals=60)) == {"remove": 60, "unchanged": 61}
 
-    def test_few_removals_and_any_number_of_renames_are_free(self, many: Path, start: Start) -> None:
+    def test_few_removals_and_any_number_of_renames_are_free(
+        self, many: Path, start: Start
+    ) -> None:
         """Fifty deletions pass; renaming everything loses no content and passes too."""
         for path in sorted(many.iterdir())[:50]:
             path.unlink()

@@ -11,7 +11,7 @@ from embed_pipeline.defs.resources import EmbedPipeline
 def collection_equals_source(
     context: dg.AssetCheckExecutionContext, pipeline: EmbedPipeline
 ) -> dg.AssetCheckResult:
-    """Manifest against a scroll of the collection after the sync: no difference but recorded failures."""
+    """Manifest against a scroll after the sync: no difference but recorded failures."""
     run = pipeline.project_run(context)
     state = CollectionState.read(run.home.state)
     if state is None:

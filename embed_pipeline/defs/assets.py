@@ -80,7 +80,7 @@ class ApplyConfig(dg.Config):
 def collection_state(
     context: dg.AssetExecutionContext, pipeline: EmbedPipeline, config: ApplyConfig
 ) -> dg.MaterializeResult[None]:
-    """The collection made equal to the project: points written, relabelled and removed, then audited."""
+    """The collection made equal to the project: points written, relabelled, removed, audited."""
     run = pipeline.project_run(context)
     state = sync.apply(run, config.confirm_removals)
     return dg.MaterializeResult(metadata=metadata.of_state(run, state))

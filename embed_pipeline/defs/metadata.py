@@ -14,7 +14,7 @@ from embed_pipeline.manifest import MANIFEST
 from embed_pipeline.pictures import picture
 from embed_pipeline.project_run import ProjectRun
 
-Metadata = Mapping[str, dg.MetadataValue | str | int | float]  # type: ignore[type-arg]
+Metadata = Mapping[str, dg.MetadataValue | str | int | float]
 
 SHEET_IMAGES = 12
 SHEET_SIDE = 96
@@ -27,7 +27,7 @@ def of_manifest(run: ProjectRun, manifest: pl.DataFrame) -> Metadata:
         "dagster/partition_row_count": manifest.height,
         "datasets": manifest["dataset_id"].n_unique(),
         "distinct contents": manifest["content_hash"].n_unique(),
-        "megabytes": round(manifest["size"].sum() / 1e6, 1),
+        "megabytes": round(int(manifest["size"].sum()) / 1e6, 1),
         "ignored files": int(MANIFEST.notes(run.home.manifest)["ignored"]),
         "table": dg.MetadataValue.path(run.home.manifest),
     }
@@ -46,7 +46,7 @@ def of_diff(run: ProjectRun, difference: Difference) -> Metadata:
 
 def of_embeddings(run: ProjectRun, throughput: Throughput) -> Metadata:
     """Rates, what failed, and a sheet of new images."""
-    told: dict[str, dg.MetadataValue | str | int | float] = {  # type: ignore[type-arg]
+    told: dict[str, dg.MetadataValue | str | int | float] = {
         "contents embedded": throughput.embedded,
         "space": run.card.space,
         "failures": _failures(run),

@@ -26,14 +26,17 @@ class EmbedPipeline(dg.ConfigurableResource):  # type: ignore[type-arg]  # it is
     _held: ExitStack = PrivateAttr(default_factory=ExitStack)
     _run: ProjectRun | None = PrivateAttr(default=None)
 
-    def project_run(self, context: dg.AssetExecutionContext) -> ProjectRun:
+    def project_run(
+        self, context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext
+    ) -> ProjectRun:
         """The run's project, under its lease. Raises LeaseHeld when another run works on it."""
         if self._run is None:
             deployment = Deployment(load_settings())
             project = project_of(context.partition_key)
             home, wait = deployment.project_home(project), deployment.settings.lease_wait_seconds
-            self._held.enter_context(lease(home, project, context.run_id, wait))
-            self._run = ProjectRun(deployment, project, context.run_id, progress.get())
+            run_id = context.run.run_id
+            self._held.enter_context(lease(home, project, run_id, wait))
+            self._run = ProjectRun(deployment, project, run_id, progress.get())
         return self._run
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002  Dagster's signature

@@ -20,6 +20,7 @@ from embed_pipeline.stores.protocol import Filter
 # How much a negative counts against a positive. As much would leave little of a query whose parts
 # are alike, and all CLIP vectors are.
 NEGATIVE_WEIGHT = 0.5
+SMALLEST_LENGTH = 1e-6
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,13 @@ def search(deployment: Deployment, project: str, query: Query) -> Answer:
             f"{project}: nothing to search, it was never synced (or holds no image); "
             f"run: embed-pipeline sync {project}"
         )
-    asking = _Asking(deployment, project, card, MANIFEST.read(deployment.project_home(project).manifest))
+    asking = _Asking(
+        deployment, project, card, MANIFEST.read(deployment.project_home(project).manifest)
+    )
     vector = asking.vector(query)
-    found = collection.nearest(vector, query.limit, Filter(exclude_image_ids=tuple(asking.references)))
+    found = collection.nearest(
+        vector, query.limit, Filter(exclude_image_ids=tuple(asking.references))
+    )
     return Answer(_hits(deployment, project, found), asking.truncated)
 
 
@@ -111,7 +116,7 @@ class _Asking:
         sought = pl.Series([content_hash or hashlib.sha256(data).digest()])
         known, vectors = self.deployment.library(self.card).vectors(sought)
         if len(known):
-            return vectors[0]
+            return np.asarray(vectors[0])
         if content_hash:
             raise QueryError(f"{image}: it is in {self.project} but not embedded; see its failures")
         return self._encoded(data)
@@ -133,15 +138,18 @@ class _Asking:
     def _file(self, image: str) -> bytes:
         path = Path(image)
         if not path.is_file():
-            raise QueryError(f"{image}: neither an image id nor a name in {self.project}, nor a file")
+            raise QueryError(
+                f"{image}: neither an image id nor a name in {self.project}, nor a file"
+            )
         return path.read_bytes()
 
     def _encoded(self, data: bytes) -> Vectors:
         preprocessing = self.card.preprocessing
         limit = self.deployment.settings.max_image_pixels
-        pixels = preprocess(decode(data, target=preprocessing.size, max_pixels=limit), preprocessing)
-        vector: Vectors = self.deployment.encoder(self.card).encode_images(pixels[None])[0]
-        return vector
+        pixels = preprocess(
+            decode(data, target=preprocessing.size, max_pixels=limit), preprocessing
+        )
+        return np.asarray(self.deployment.encoder(self.card).encode_images(pixels[None])[0])
 
 
 def _direction(vectors: Vectors) -> Vectors:
@@ -150,7 +158,7 @@ def _direction(vectors: Vectors) -> Vectors:
 
 def _unit(vector: Vectors) -> Vectors:
     length = float(np.linalg.norm(vector))
-    if length < 1e-6:
+    if length < SMALLEST_LENGTH:
         raise QueryError("the query's parts cancel each other out; take one of them away")
     return np.asarray(vector / length, np.float32)
 

@@ -34,14 +34,14 @@ HASHES = Table(
     1,
     pl.Schema(
         {
-            "path": pl.Binary,
-            "size": pl.Int64,
-            "mtime_ns": pl.Int64,
-            "ctime_ns": pl.Int64,
-            "hashed_at_ns": pl.Int64,
-            "content_hash": pl.Binary,
-            "width": pl.Int32,
-            "height": pl.Int32,
+            "path": pl.Binary(),
+            "size": pl.Int64(),
+            "mtime_ns": pl.Int64(),
+            "ctime_ns": pl.Int64(),
+            "hashed_at_ns": pl.Int64(),
+            "content_hash": pl.Binary(),
+            "width": pl.Int32(),
+            "height": pl.Int32(),
         }
     ),
 )
@@ -119,7 +119,9 @@ class FolderSource:
             raise unavailable(self.root, error) from error
 
     def _base(self, project: str) -> bytes:
-        return self.root if project == self._root_name else os.path.join(self.root, from_text(project))
+        return (
+            self.root if project == self._root_name else os.path.join(self.root, from_text(project))
+        )
 
     def _walk(self, project: str) -> Walk:
         base = self._base(project)
@@ -166,7 +168,12 @@ def _hash(base: bytes, entries: pl.DataFrame) -> pl.DataFrame:
     started = time.time_ns()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         hashes = list(pool.map(_hash_file, paths))
-    columns = {"content_hash": pl.Binary, "width": pl.Int32, "height": pl.Int32, "gone": pl.Boolean}
+    columns = {
+        "content_hash": pl.Binary(),
+        "width": pl.Int32(),
+        "height": pl.Int32(),
+        "gone": pl.Boolean(),
+    }
     found = pl.DataFrame(hashes, schema=columns, orient="row")
     hashed = entries.with_columns(found).with_columns(hashed_at_ns=pl.lit(started))
     return hashed.filter(~pl.col("gone")).drop("gone")
@@ -202,4 +209,4 @@ def _manifest_rows(hashed: pl.DataFrame) -> pl.DataFrame:
         "width",
         "height",
         pl.Series("locator", ids, dtype=pl.String),
-    ).cast(dict(MANIFEST.schema))
+    ).cast(MANIFEST.schema)

@@ -1,4 +1,4 @@
-r"""File names as text, and project names as partition keys.
+"""File names as text, and project names as partition keys.
 
 A file name is bytes and need not be UTF-8; tables, payloads and JSON hold text. Names that are
 UTF-8 stay as they are. Others become `//` and the percent-encoded bytes: no relative path begins

@@ -16,9 +16,9 @@ def open_store(settings: "Settings") -> "VectorStore":
     """
     # Each is imported where it is chosen: qdrant-client alone takes a second.
     if settings.qdrant_url:
-        from embed_pipeline.stores.qdrant_server import connect  # noqa: PLC0415
+        from embed_pipeline.stores.qdrant_server import connect
 
         return connect(settings.qdrant_url, settings.qdrant_api_key)
-    from embed_pipeline.stores.qdrant_edge import QdrantEdgeStore  # noqa: PLC0415
+    from embed_pipeline.stores.qdrant_edge import QdrantEdgeStore
 
     return QdrantEdgeStore(Home(settings.home).qdrant, settings.store_wait_seconds)

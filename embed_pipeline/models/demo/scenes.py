@@ -38,7 +38,7 @@ BACKGROUNDS: dict[str, Rgb] = {
     "navy": (30, 40, 84),
     "black": (22, 22, 24),
 }
-SIZES: dict[str, float] = {"small": 0.21, "medium": 0.28, "large": 0.37}
+SIZES: dict[str, float] = {"small": 0.24, "medium": 0.31, "large": 0.38}
 TEXTURES = ("plain", "striped", "dotted")
 PLACES: dict[str, Point] = {
     "top left": (0.26, 0.26),
@@ -49,7 +49,7 @@ PLACES: dict[str, Point] = {
 }
 _SUPERSAMPLE = 3
 _SHADOW = 0.012
-_JITTER = 0.05  # keeps a large object inside its quarter, so objects never touch
+_JITTER = 0.04  # keeps a large object inside its quarter
 
 
 def _circle(radius: float, x: float = 0.0, y: float = 0.0) -> list[Point]:
@@ -70,8 +70,8 @@ def _heart() -> list[Point]:
 
 def _cross() -> list[Point]:
     arm = [(-0.17, -0.17), (-0.17, -0.5), (0.17, -0.5)]
-    right, bottom, left = [(-y, x) for x, y in arm], [(-x, -y) for x, y in arm], [(y, -x) for x, y in arm]
-    return arm + right + bottom + left
+    right, bottom = [(-y, x) for x, y in arm], [(-x, -y) for x, y in arm]
+    return arm + right + bottom + [(y, -x) for x, y in arm]
 
 
 # An outline around (0, 0), about one unit wide, and the hole cut out of it (perhaps none).
@@ -202,9 +202,9 @@ def mention(item: SceneObject, rng: np.random.Generator) -> dict[str, str]:
 
     The keys are fields of `SceneObject`; never empty.
     """
-    size = 0.0 if item.size == "medium" else 0.3
-    texture = 0.1 if item.texture == "plain" else 0.5
-    odds = {"colour": 0.95, "shape": 0.95, "size": size, "texture": texture, "place": 0.35}
+    size = 0.0 if item.size == "medium" else 0.25
+    texture = 0.1 if item.texture == "plain" else 0.4
+    odds = {"colour": 0.95, "shape": 0.95, "size": size, "texture": texture, "place": 0.3}
     said = {field: getattr(item, field) for field, share in odds.items() if rng.random() < share}
     return said or {"shape": item.shape}
 
@@ -213,7 +213,9 @@ def in_words(said: Mapping[str, str], rng: np.random.Generator) -> str:
     """A mention as a noun phrase: "a large striped red circle in the top left"."""
     words = [said[field] for field in ("size", "texture", "colour") if field in said]
     phrase = _with_article([*words, said.get("shape", "shape")], rng)
-    return f"{phrase} {_choose(rng, ('in', 'at'))} the {said['place']}" if "place" in said else phrase
+    if "place" not in said:
+        return phrase
+    return f"{phrase} {_choose(rng, ('in', 'at'))} the {said['place']}"
 
 
 def _with_article(words: Sequence[str], rng: np.random.Generator) -> str:

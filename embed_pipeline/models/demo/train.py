@@ -12,7 +12,7 @@ import copy
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import cos, log, pi
 from pathlib import Path
 
@@ -21,12 +21,15 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize, softplus
+from torch.nn.functional import normalize, softplus
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from embed_pipeline.models.demo.scenes import (
     Scene,
-    SceneObject,
     describe,
     in_words,
     make_scene,
@@ -35,8 +38,8 @@ from embed_pipeline.models.demo.scenes import (
 )
 
 MODEL_DIR = Path(__file__).parent / "model"
-STEPS = 2000
-BATCH = 256  # scenes per step
+STEPS = 4500
+BATCH = 128  # scenes per step
 WARMUP = 200  # steps
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
@@ -44,7 +47,8 @@ SIDE = 64  # pixels
 CONTEXT = 64  # tokens; the longest captions take about 55
 VOCABULARY = 512  # tokens learnt, before the bytes that may end a word
 THREADS = 2  # another number adds up in another order: other weights
-SAVE_EVERY = 500  # steps
+LOG_EVERY = 50  # steps
+SAVE_EVERY = 500
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +57,7 @@ logger = logging.getLogger(__name__)
 class Batch:
     """As many captions and mentions as scenes; caption i describes scene i.
 
-    pixels: float32 (scenes, 3, SIDE, SIDE), in 0..1. truth: bool (mentions, scenes).
+    pixels: float32 (scenes, 3, SIDE, SIDE), normalised as CLIP does. truth: bool (mentions, scenes).
     """
 
     pixels: Tensor
@@ -66,8 +70,9 @@ def make_batch(rng: np.random.Generator) -> Batch:
     scenes = [make_scene(rng) for _ in range(BATCH)]
     said = [mention(scene.objects[rng.integers(len(scene.objects))], rng) for scene in scenes]
     images = np.stack([np.asarray(render(scene, SIDE, SIDE)) for scene in scenes])
+    pixels = (images / 255 - OPENAI_CLIP_MEAN) / OPENAI_CLIP_STD
     return Batch(
-        pixels=torch.from_numpy(images).permute(0, 3, 1, 2) / 255,
+        pixels=torch.from_numpy(pixels).float().permute(0, 3, 1, 2),
         captions=[describe(scene, rng) for scene in scenes],
         mentions=[in_words(one, rng) for one in said],
         truth=_truth(said, scenes),
@@ -143,55 +148,57 @@ def contrast(scores: Tensor, truth: Tensor) -> Tensor:
     return softplus(wrong - scores)[truth].mean()
 
 
-def batch_loss(model: CLIPModel, processor: CLIPImageProcessor, tokenizer: CLIPTokenizer, batch: Batch) -> Tensor:
-    mean = torch.tensor(processor.image_mean)[:, None, None]
-    std = torch.tensor(processor.image_std)[:, None, None]
+def batch_loss(model: CLIPModel, tokenizer: CLIPTokenizer, batch: Batch) -> Tensor:
+    """The mean of four contrasts: captions and mentions, each with scenes, either way. A scalar."""
     with torch.autocast("cpu", torch.bfloat16):
-        images = model.get_image_features(pixel_values=(batch.pixels - mean) / std).pooler_output
+        images = model.get_image_features(pixel_values=batch.pixels).pooler_output
         captions, mentions = (
-            model.get_text_features(**tokenizer(texts, padding=True, return_tensors="pt")).pooler_output
+            model.get_text_features(**tokenizer(texts, padding=True, return_tensors="pt"))
             for texts in (batch.captions, batch.mentions)
         )
-    images, captions, mentions = (normalize(v.float()) for v in (images, captions, mentions))
-    scale = model.logit_scale.exp()
-    of_captions, of_mentions = scale * captions @ images.T, scale * mentions @ images.T
     own = torch.eye(len(images), dtype=torch.bool)
-    return (contrast(of_captions, own) + contrast(of_captions.T, own)
-            + contrast(of_mentions, batch.truth) + contrast(of_mentions.T, batch.truth.T)) / 2
+    directions = []
+    for texts, truth in ((captions, own), (mentions, batch.truth)):
+        cosines = normalize(texts.pooler_output.float()) @ normalize(images.float()).T
+        scores = model.logit_scale.exp() * cosines
+        directions += [contrast(scores, truth), contrast(scores.T, truth.T)]
+    return torch.stack(directions).mean()
 
 
-def train(steps: int, seed: int, out: Path) -> CLIPModel:
+def train(steps: int, seed: int, out: Path) -> None:
+    """Train for so many steps and write the model to `out`, also now and then on the way."""
     torch.manual_seed(seed)
-    torch.set_num_threads(THREADS)
     tokenizer = make_tokenizer(np.random.default_rng([seed, 0]))
     model = make_model(tokenizer)
-    processor = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
-    opt = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
-    sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: min((step + 1) / WARMUP, (1 + cos(pi * step / steps)) / 2))
+    optimiser = AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY
+    )
+    schedule = LambdaLR(
+        optimiser, lambda step: min((step + 1) / WARMUP, (1 + cos(pi * step / steps)) / 2)
+    )
     for step in range(1, steps + 1):
-        loss = batch_loss(model, processor, tokenizer, make_batch(np.random.default_rng([seed, step])))
-        opt.zero_grad()
+        loss = batch_loss(model, tokenizer, make_batch(np.random.default_rng([seed, step])))
+        optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        opt.step()
-        sched.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=log(100))
-        if step % 50 == 0:
-            logger.info("step %d of %d, loss %.3f, scale %.1f", step, steps, loss.item(), model.logit_scale.exp().item())
+        clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        model.logit_scale.data.clamp_(max=log(100))  # as CLIP: larger would be unstable
+        if step % LOG_EVERY == 0:
+            logger.info("step %d of %d, loss %.3f", step, steps, loss.item())
         if step % SAVE_EVERY == 0 or step == steps:
-            save(model, tokenizer, processor, out)
-    return model
+            save(model, tokenizer, out)
 
 
-def save(model: CLIPModel, tokenizer: CLIPTokenizer, processor: CLIPImageProcessor, out: Path) -> None:
-    """Write the ordinary Hugging Face layout: weights in half precision, to be loaded in single."""
+def save(model: CLIPModel, tokenizer: CLIPTokenizer, out: Path) -> None:
+    """Write the ordinary Hugging Face layout: weights stored in half precision, used in single."""
     half = copy.deepcopy(model).half()
     half.save_pretrained(out)
     half.config.dtype = "float32"
     half.config.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    processor.save_pretrained(out)
+    square = {"height": SIDE, "width": SIDE}
+    CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=square).save_pretrained(out)
 
 
 def main() -> None:
@@ -201,6 +208,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(THREADS)
     train(options.steps, options.seed, options.out)
 
 
