@@ -30,10 +30,11 @@ Limit = Annotated[int, typer.Option(help="How many images.", min=1, max=10_000)]
 @app.command()
 def demo(as_json: Json = False) -> None:
     """Make a sample project, sync it through Dagster, search it, draw a contact sheet."""
-    from embed_pipeline import demo  # type: ignore[attr-defined]
+    from embed_pipeline.demo import run_demo, show
 
-    outcome = demo.run(_deployment())
-    print_json(outcome) if as_json else demo.show(outcome)
+    outcome = run_demo(_deployment())
+    print_json(outcome) if as_json else show(outcome)
+    raise typer.Exit(1 if outcome.sync.error else 0)
 
 
 @app.command()

@@ -196,7 +196,7 @@ _held: "weakref.WeakSet[FileLock]" = weakref.WeakSet()
 
 def _forget_all() -> None:
     for lock in list(_held):
-        lock._forget()
+        lock._forget()  # noqa: SLF001  # of this module  # noqa: SLF001  # the same module
 
 
 # A forked child shares its parent's descriptors, and with them the lock, until it closes them.

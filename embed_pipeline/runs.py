@@ -12,7 +12,7 @@ from embed_pipeline.dagster_home import prepare_dagster_home
 from embed_pipeline.definitions import defs
 from embed_pipeline.defs.jobs import sync_project
 from embed_pipeline.defs.partitions import projects
-from embed_pipeline.defs.resources import progress as watching
+from embed_pipeline.defs.resources import Launcher, launcher
 from embed_pipeline.deployment import Deployment
 from embed_pipeline.errors import AuditFailed, EmbedPipelineError
 from embed_pipeline.progress import Progress, silent
@@ -65,7 +65,7 @@ def run_sync(
     key = partition_key(project)
     instance.add_dynamic_partitions(str(projects.name), [key])
     run_id = str(uuid4())
-    token = watching.set(progress)
+    token = launcher.set(Launcher(deployment, progress))
     try:
         defs.resolve_job_def(sync_project.name).execute_in_process(
             instance=instance,
@@ -83,7 +83,7 @@ def run_sync(
             return _outcome(deployment, project, run_id, _audit_error(project, state))
         raise
     finally:
-        watching.reset(token)
+        launcher.reset(token)
     return _outcome(deployment, project, run_id, None)
 
 

@@ -1,7 +1,6 @@
 """One typed settings object, read from the environment. Every field is a line of the README's table."""
 
 import os
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -80,12 +79,12 @@ class Settings(BaseSettings):
         "INFO", validation_alias=AliasChoices("EMBED_LOG_LEVEL", "LOG_LEVEL"), description="logs"
     )
 
-    @cached_property
+    @property
     def model(self) -> str:
         """The model to embed with: the small one inside the package for the sample project only."""
         return self.model_name or (DEMO_MODEL if self.source == SAMPLE else DEFAULT_MODEL)
 
-    @cached_property
+    @property
     def dagster_home(self) -> Path:
         """Dagster's storage directory."""
         return self.dagster_home_path or self.home / "dagster"

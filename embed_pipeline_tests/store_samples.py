@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -83,7 +84,7 @@ def make_and_die(root: Path, project_id: str, at_sync: int) -> None:
         if next(syncs) == at_sync or (at_sync == -1 and path.name == SPACE):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    shard.sync = die
+    shard.sync = die  # type: ignore[attr-defined]  # imported there by name
     edge_collection(root, project_id).upsert(points(project_id, ["a"]), vectors(1))
 
 
@@ -94,7 +95,7 @@ def drop_and_die(root: Path, project_id: str, *, renamed: bool) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     if renamed:
-        shard.shutil.rmtree = die
+        shutil.rmtree = die  # type: ignore[assignment]
     else:
-        Path.rename = die
+        Path.rename = die  # type: ignore[method-assign, assignment]
     edge_collection(root, project_id).drop()

@@ -10,6 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -18,7 +21,7 @@ from polars.testing import assert_frame_equal
 from embed_pipeline.errors import CollectionMissing, OutOfSpace, StoreError, StoreLocked
 from embed_pipeline.points import POINTS
 from embed_pipeline.stores import shard, turns
-from embed_pipeline.stores.qdrant_edge import QdrantEdgeStore
+from embed_pipeline.stores.qdrant_edge import EdgeCollection, QdrantEdgeStore
 from embed_pipeline_tests.store_samples import (
     BATCH,
     DIMENSION,
@@ -33,15 +36,16 @@ from embed_pipeline_tests.store_samples import (
     write_for_ever,
 )
 
+Start = Callable[..., SpawnProcess]
 spawn = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture
-def start():
+def start() -> Iterator[Start]:
     """Start a function in another process; killed at the end if it still runs."""
-    processes = []
+    processes: list[SpawnProcess] = []
 
-    def start(target, *args, **kwargs):
+    def start(target: Callable[..., None], *args: object, **kwargs: object) -> SpawnProcess:
         processes.append(spawn.Process(target=target, args=args, kwargs=kwargs))
         processes[-1].start()
         return processes[-1]
@@ -52,23 +56,26 @@ def start():
         process.join()
 
 
-def rows(collection):
+def rows(collection: EdgeCollection) -> pl.DataFrame:
+    """Everything that a collection holds, by point id."""
     return pl.concat([POINTS.to_frame(), *collection.scroll()]).sort("point_id")
 
 
-def wait_for(condition, seconds=20):
-    deadline = time.monotonic() + seconds
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Until the condition holds; fails after 20 s."""
+    deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def only_directory(root):
+def only_directory(root: Path) -> Path:
+    """The directory of the only shard."""
     (directory,) = [path for path in (root / SPACE).iterdir() if path.is_dir()]
     return directory
 
 
-def test_killed_during_upserts(tmp_path, start):
+def test_killed_during_upserts(tmp_path: Path, start: Start) -> None:
     """Kill a writer at any moment: every acknowledged batch is there, and none in part."""
     acknowledged = tmp_path / "acknowledged"
     for seed in range(4):
@@ -86,7 +93,7 @@ def test_killed_during_upserts(tmp_path, start):
         assert_frame_equal(expected, there.join(expected, on="point_id", how="semi"))
 
 
-def test_locked_by_a_process(tmp_path, start):
+def test_locked_by_a_process(tmp_path: Path, start: Start) -> None:
     """Who waits in vain is told who is at it, after its time; other projects and `exists` do not wait."""
     holding = spawn.Event()
     mine = edge_collection(tmp_path, "p", wait_seconds=0.5)
@@ -103,7 +110,7 @@ def test_locked_by_a_process(tmp_path, start):
     assert others.count() == 1
 
 
-def test_searches_while_another_process_writes(tmp_path, start):
+def test_searches_while_another_process_writes(tmp_path: Path, start: Start) -> None:
     """While one process writes without pause, each search of another waits for a turn or two at most."""
     acknowledged = tmp_path / "acknowledged"
     start(write_for_ever, tmp_path, "p", acknowledged)
@@ -121,7 +128,7 @@ def test_searches_while_another_process_writes(tmp_path, start):
     assert progress[-1] > progress[0]
 
 
-def test_shard_stays_open_until_wanted(tmp_path):
+def test_shard_stays_open_until_wanted(tmp_path: Path) -> None:
     """A second call opens nothing, and another process gets in at once although the shard is open."""
     mine, other = edge_collection(tmp_path, "p"), edge_collection(tmp_path, "p")
     mine.upsert(points("p", ["a"]), vectors(1))
@@ -133,7 +140,7 @@ def test_shard_stays_open_until_wanted(tmp_path):
     assert mine.count() == 1
 
 
-def test_unused_shard_is_closed(tmp_path, monkeypatch):
+def test_unused_shard_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shard that was not used for a while is closed, and the thread that watched it ends."""
     monkeypatch.setattr(turns, "_IDLE_SECONDS", 0.05)
     mine = edge_collection(tmp_path, "p")
@@ -142,12 +149,12 @@ def test_unused_shard_is_closed(tmp_path, monkeypatch):
     wait_for(lambda: "embedded-store" not in {thread.name for thread in threading.enumerate()})
 
 
-def test_threads_share_one_shard(tmp_path):
+def test_threads_share_one_shard(tmp_path: Path) -> None:
     """Threads of one process write and read the same collection at the same time."""
     store = QdrantEdgeStore(tmp_path, 20)
-    errors = []
+    errors: list[Exception] = []
 
-    def work(thread):
+    def work(thread: int) -> None:
         try:
             for i in range(10):
                 collection = store.collection(SPACE, DIMENSION, "p")
@@ -167,8 +174,8 @@ def test_threads_share_one_shard(tmp_path):
 
 
 @pytest.mark.parametrize("at_sync", [1, 9, -1])
-def test_killed_while_made(tmp_path, start, at_sync):
-    """Kill a process while it makes a shard: the collection is missing or empty, and the next upsert works."""
+def test_killed_while_made(tmp_path: Path, start: Start, at_sync: int) -> None:
+    """Kill a process while it makes a shard: the collection is missing or empty, and can be written."""
     start(make_and_die, tmp_path, "p", at_sync).join()
     mine = edge_collection(tmp_path, "p")
     assert mine.exists() == (at_sync == -1)
@@ -178,8 +185,8 @@ def test_killed_while_made(tmp_path, start, at_sync):
 
 
 @pytest.mark.parametrize("renamed", [True, False])
-def test_killed_while_dropped(tmp_path, start, renamed):
-    """Kill a process while it drops a shard: all of it is there, or nothing, and dropping again ends it."""
+def test_killed_while_dropped(tmp_path: Path, start: Start, *, renamed: bool) -> None:
+    """Kill a process while it drops a shard: all of it is there, or nothing."""
     mine = edge_collection(tmp_path, "p")
     mine.upsert(points("p", ["a", "b"]), vectors(2))
     start(drop_and_die, tmp_path, "p", renamed=renamed).join()
@@ -200,7 +207,7 @@ def test_killed_while_dropped(tmp_path, start, renamed):
         ("shard/segments/*/vector_storage/vectors/status.dat", "truncate"),  # the engine panics
     ],
 )
-def test_damaged_shard(tmp_path, file, how):
+def test_damaged_shard(tmp_path: Path, file: str, how: str) -> None:
     """A damaged shard is an error in one line with the remedy, and the remedy works."""
     mine = edge_collection(tmp_path, "p")
     mine.upsert(points("p", ["a", "b"]), vectors(2))
@@ -223,7 +230,7 @@ def test_damaged_shard(tmp_path, file, how):
     assert mine.count() == 1
 
 
-def test_damaged_shard_can_be_dropped(tmp_path):
+def test_damaged_shard_can_be_dropped(tmp_path: Path) -> None:
     """Dropping does not open the shard, so it works on a damaged one."""
     mine = edge_collection(tmp_path, "p")
     mine.upsert(points("p", ["a"]), vectors(1))
@@ -233,7 +240,7 @@ def test_damaged_shard_can_be_dropped(tmp_path):
     assert not mine.exists()
 
 
-def test_other_version_is_refused(tmp_path):
+def test_other_version_is_refused(tmp_path: Path) -> None:
     """A shard of another version of the store is refused, with both versions and the remedy."""
     mine = edge_collection(tmp_path, "p")
     mine.upsert(points("p", ["a"]), vectors(1))
@@ -242,11 +249,11 @@ def test_other_version_is_refused(tmp_path):
     content = json.loads(note.read_text())
     assert content == {"project_id": "p", "space": SPACE, "dimension": DIMENSION, "version": 1}
     note.write_text(json.dumps({**content, "version": 2}))
-    with pytest.raises(StoreError, match="version 2 .* reads 1; update embed-pipeline, or delete"):
+    with pytest.raises(StoreError, match=r"version 2 .* reads 1; update embed-pipeline, or delete"):
         mine.count()
 
 
-def test_store_deleted_while_open(tmp_path):
+def test_store_deleted_while_open(tmp_path: Path) -> None:
     """When the directory is deleted under an open shard, the collection is missing, not a ghost."""
     mine = edge_collection(tmp_path / "root", "p")
     mine.upsert(points("p", ["a"]), vectors(1))
@@ -259,7 +266,7 @@ def test_store_deleted_while_open(tmp_path):
     assert mine.count() == 2
 
 
-def test_full_disk_is_said_before_the_engine_meets_it(tmp_path, monkeypatch):
+def test_full_disk_is_noticed_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too little room: OutOfSpace, and what was there stays; with room again it goes on."""
     mine = edge_collection(tmp_path, "p")
     mine.upsert(points("p", ["a"]), vectors(1))
@@ -274,14 +281,14 @@ def test_full_disk_is_said_before_the_engine_meets_it(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 100 MB, of which a file fills 20 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", str(disk)]
     if (
         not sys.platform.startswith("linux")
-        or subprocess.run(mount, capture_output=True).returncode
+        or subprocess.run(mount, capture_output=True, check=False).returncode
     ):
         pytest.skip("may not mount a small disk here: a disk that really fills up was not tested")
     (disk / "filler").write_bytes(bytes(20 * 2**20))
@@ -289,21 +296,18 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_full_disk(small_disk):
+def test_full_disk(small_disk: Path) -> None:
     """A disk that really fills up: OutOfSpace, not a crash, and everything acknowledged is kept."""
     mine = edge_collection(small_disk, "p")
-    batch = 0
+    acknowledged = small_disk / "acknowledged"
     with pytest.raises(OutOfSpace):
-        while True:
-            mine.upsert(points("p", batch_ids(batch)), vectors(BATCH, seed=batch))
-            batch += 1
-    mine._turns.let_go()
+        write_for_ever(small_disk, "p", acknowledged)
     (small_disk / "filler").unlink()
-    assert (batch > 0, batch * BATCH) == (True, mine.count())
+    assert mine.count() == acknowledged.stat().st_size * BATCH > 0
     mine._turns.let_go()
 
 
-def test_no_permission(tmp_path):
+def test_no_permission(tmp_path: Path) -> None:
     """A store that may not be read is an error in one line, with the remedy."""
     if os.geteuid() == 0:
         pytest.skip("root may read everything")
@@ -316,7 +320,7 @@ def test_no_permission(tmp_path):
     (tmp_path / SPACE).chmod(0o700)
 
 
-def test_embedded_store_does_not_import_the_client():
+def test_embedded_store_does_not_import_the_client() -> None:
     """qdrant-client takes a second to import: the embedded store does without."""
     code = (
         "import sys, embed_pipeline.stores.qdrant_edge; from embed_pipeline.stores import open_store;"

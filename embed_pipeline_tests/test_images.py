@@ -239,7 +239,7 @@ def test_pixels_are_those_of_transformers(
         theirs = np.moveaxis(processor(image)["pixel_values"][0], 0, 2)
         difference = np.abs(ours.astype(int) - theirs)
         assert difference.max() <= 2
-        assert difference.mean() < 0.01
+        assert difference.mean() < 0.1
 
 
 @pytest.mark.parametrize("shape", [(1, 100_000), (3, 1_000_000), (100_000, 2)])

@@ -176,7 +176,7 @@ def test_texts_agree_with_transformers_and_say_what_was_cut(small: Path, cache: 
 
 
 def test_siglip_loads_through_the_same_path(tmp_path: Path, cache: Path) -> None:
-    """SigLIP is squashed instead of cropped, padded to its context, and agrees with transformers."""
+    """SigLIP is squashed, not cropped, padded to its context, and agrees with transformers."""
     config = SiglipConfig(text_config=TEXT | {"projection_size": 48}, vision_config=VISION)
     SiglipModel(config).save_pretrained(tmp_path)
     SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
@@ -201,7 +201,7 @@ def test_siglip_loads_through_the_same_path(tmp_path: Path, cache: Path) -> None
 def test_bf16_is_used_only_where_it_agrees(
     small: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """bf16 comes close to fp32, can be forced either way, and is dropped when the probe disagrees."""
+    """bf16 is close to fp32, can be forced either way, and is dropped if the probe disagrees."""
     monkeypatch.setattr(clip, "_computes_in_bf16", lambda _device: True)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
     exact, half = opened(small, cache, "fp32"), opened(small, cache)
@@ -223,7 +223,7 @@ def test_a_vector_is_never_partly_nan(small: Path, cache: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["nan", "missing", "cut", "absent", "pickled", "naflex", "crop"])
 def test_unfit_models_are_refused_with_a_reason(damage: str, copy: Path, cache: Path) -> None:
-    """Weights that are damaged, missing or pickled, and models of other kinds, never give vectors."""
+    """Damaged, missing or pickled weights, and models of other kinds, never give vectors."""
     weights = copy / "model.safetensors"
     tensors = load_file(weights)
     said = damage
@@ -267,7 +267,7 @@ def test_a_card_costs_no_torch_and_weights_are_hashed_once(small: Path, tmp_path
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     digests = tmp_path / "model_digests.json"
-    invented = {key: "0" * 64 for key in json.loads(digests.read_text())}
+    invented = dict.fromkeys(json.loads(digests.read_text()), "0" * 64)
     first = load_card(str(small), tmp_path)
     digests.write_text(json.dumps(invented))
     assert load_card(str(small), tmp_path).revision != first.revision
@@ -292,7 +292,7 @@ def test_the_space_follows_the_weights(small: Path, copy: Path, cache: Path) -> 
 def test_a_model_that_is_nowhere_is_found_out_soon(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With no network, the error comes within seconds, names the model and every way to provide it."""
+    """With no network an error comes soon that names the model and every way to provide it."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -311,7 +311,7 @@ def test_a_model_that_is_nowhere_is_found_out_soon(
 def test_the_hub_cache_is_used_before_the_hub(
     small: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A whole snapshot in the local cache is the model, its commit the revision; half ones are not."""
+    """A whole snapshot in the local cache is the model, its commit the revision."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     snapshots = tmp_path / "models--owner--name" / "snapshots"
     shutil.copytree(small, snapshots / "aaaa")

@@ -5,19 +5,21 @@ In memory always; on a real server when QDRANT_URL is set.
 
 import os
 import uuid
+from collections.abc import Iterator
 
 import numpy as np
 import polars as pl
 import pytest
+import qdrant_edge as edge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 
 from embed_pipeline.errors import CollectionMissing, InvalidPoints, StoreError
 from embed_pipeline.points import POINTS
 from embed_pipeline.stores import qdrant_edge, qdrant_server
-from embed_pipeline.stores.protocol import Filter
+from embed_pipeline.stores.protocol import Collection, Filter, Vectors, VectorStore
 from embed_pipeline.stores.qdrant_edge import QdrantEdgeStore
 from embed_pipeline.stores.qdrant_server import QdrantServerStore, connect
 from embed_pipeline_tests.store_samples import DIMENSION, points, vectors
@@ -29,22 +31,28 @@ ROUNDING = 1e-3
 
 
 QDRANT_URL = os.environ.get("QDRANT_URL")
+QDRANT_API_KEY = os.environ.get("QDRANT_API_KEY")
 
 
 @pytest.fixture(scope="module", params=["edge", "memory", *(["server"] if QDRANT_URL else [])])
-def store(request, tmp_path_factory):
+def store(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[VectorStore]:
+    """Each of the stores."""
+    store: VectorStore
     if request.param == "edge":
         store = QdrantEdgeStore(tmp_path_factory.mktemp("edge"), wait_seconds=20)
     elif request.param == "memory":
         store = QdrantServerStore(QdrantClient(":memory:"))
     else:
-        store = connect(QDRANT_URL, os.environ.get("QDRANT_API_KEY"))
+        store = connect(str(QDRANT_URL), QDRANT_API_KEY)
     yield store
     store.close()
 
 
 @pytest.fixture
-def space(store):
+def space(store: VectorStore) -> Iterator[str]:
+    """A space of its own for each test."""
     name = f"test-{uuid.uuid4().hex}"
     yield name
     if isinstance(store, QdrantServerStore):
@@ -52,31 +60,34 @@ def space(store):
 
 
 @pytest.fixture
-def cats(store, space):
+def cats(store: VectorStore, space: str) -> Collection:
+    """One project's collection, not made yet."""
     return store.collection(space, DIMENSION, "source/cats")
 
 
 @pytest.fixture
-def dogs(store, space):
+def dogs(store: VectorStore, space: str) -> Collection:
+    """Another project's, in the same space."""
     return store.collection(space, DIMENSION, "source/dogs")
 
 
-def rows(collection):
+def rows(collection: Collection) -> pl.DataFrame:
     """Everything that a collection holds, by point id."""
     return pl.concat([POINTS.to_frame(), *collection.scroll()]).sort("point_id")
 
 
-def found(collection, vector, limit=10, **where):
-    return collection.nearest(vector, limit, Filter(**where))["image_id"].to_list()
+def found(collection: Collection, vector: Vectors, where: Filter = Filter()) -> list[str]:
+    """The image ids nearest to a vector, best first."""
+    return collection.nearest(vector, 10, where)["image_id"].to_list()
 
 
 @pytest.mark.skipif(QDRANT_URL is None, reason="QDRANT_URL is not set: no real server was tested")
-def test_server_answers(store):
+def test_server_answers(store: VectorStore) -> None:
     """The suite runs on a real server too, where there is one."""
     assert store.check()
 
 
-def test_upsert_and_scroll_round_trip(cats):
+def test_upsert_and_scroll_round_trip(cats: Collection) -> None:
     """What was upserted comes back: every column, whatever the strings hold, and the vectors."""
     names = ["a.jpg", "new\nline\t.jpg", "猫 🐈 e\u0301.jpg", "", "quote\"'\\%2F.jpg", "\x00\x7f"]
     cats.upsert(points("source/cats", names), vectors(len(names)))
@@ -88,7 +99,7 @@ def test_upsert_and_scroll_round_trip(cats):
     np.testing.assert_allclose(stored, expected, atol=ROUNDING)
 
 
-def test_nulls_round_trip(cats):
+def test_nulls_round_trip(cats: Collection) -> None:
     """A payload field that is null stays null, and damages nothing."""
     sparse = points("source/cats", ["a"]).with_columns(
         pl.lit(None, pl.String).alias("dataset_name"),
@@ -99,7 +110,7 @@ def test_nulls_round_trip(cats):
     assert_frame_equal(sparse, rows(cats))
 
 
-def test_upsert_is_idempotent_and_replaces_whole_points(cats):
+def test_upsert_is_idempotent_and_replaces_whole_points(cats: Collection) -> None:
     """Upserting again changes nothing; other payload and vectors take the place of the old ones."""
     cats.upsert(points("source/cats", ["a", "b"]), vectors(2))
     cats.upsert(points("source/cats", ["a", "b"]), vectors(2))
@@ -110,13 +121,13 @@ def test_upsert_is_idempotent_and_replaces_whole_points(cats):
     assert cats.nearest(-vectors(1)[0], 1)["score"][0] == pytest.approx(1, abs=ROUNDING)
 
 
-def test_upsert_of_nothing_makes_nothing(cats):
+def test_upsert_of_nothing_makes_nothing(cats: Collection) -> None:
     """No rows: no collection."""
     cats.upsert(points("source/cats", []), vectors(0))
     assert not cats.exists()
 
 
-def test_vectors_are_compared_by_direction_alone(cats):
+def test_vectors_are_compared_by_direction_alone(cats: Collection) -> None:
     """The length of a vector, of a point or of a query, makes no difference, however short or long."""
     cats.upsert(points("source/cats", ["long", "short"]), vectors(2) * [[1e18], [1e-18]])
     for scale in (1e-18, 1, 1e18):
@@ -125,7 +136,7 @@ def test_vectors_are_compared_by_direction_alone(cats):
         assert hits["score"][0] == pytest.approx(1, abs=ROUNDING)
 
 
-def test_relabel_changes_the_payload_only(cats):
+def test_relabel_changes_the_payload_only(cats: Collection) -> None:
     """After a relabel the payload is the new one and the vectors are what they were, to the bit."""
     names = [f"{i}" for i in range(300)]
     cats.upsert(points("source/cats", names), vectors(300))
@@ -136,7 +147,7 @@ def test_relabel_changes_the_payload_only(cats):
     np.testing.assert_array_equal(np.concatenate([v for _, v in cats.scroll_vectors()]), before)
 
 
-def test_relabel_makes_no_points(cats):
+def test_relabel_makes_no_points(cats: Collection) -> None:
     """Points that are not there stay away, and those beside them are relabelled."""
     cats.relabel(points("source/cats", ["a"]))
     assert not cats.exists()
@@ -146,7 +157,7 @@ def test_relabel_makes_no_points(cats):
     assert_frame_equal(expected.sort("point_id"), rows(cats))
 
 
-def test_delete_ignores_what_is_not_there(cats):
+def test_delete_ignores_what_is_not_there(cats: Collection) -> None:
     """Deleted points are gone, the others stay; deleting twice, or from nothing, is no error."""
     cats.delete(points("source/cats", ["a"])["point_id"])
     cats.upsert(points("source/cats", [f"{i}" for i in range(600)]), vectors(600))
@@ -155,7 +166,7 @@ def test_delete_ignores_what_is_not_there(cats):
     assert_frame_equal(points("source/cats", ["0"]), rows(cats))
 
 
-def test_a_collection_lasts_until_its_last_point(cats):
+def test_a_collection_lasts_until_its_last_point(cats: Collection) -> None:
     """Without its last point a collection is missing, as before its first, and can be made again."""
     cats.upsert(points("source/cats", ["a"]), vectors(1))
     assert cats.exists()
@@ -168,7 +179,9 @@ def test_a_collection_lasts_until_its_last_point(cats):
 
 
 @pytest.mark.parametrize("size", [1, 7, 24, 25, 26])
-def test_scroll_gives_every_point_once(cats, monkeypatch, size):
+def test_scroll_gives_every_point_once(
+    cats: Collection, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
     """Whatever the page size, each point comes once, with its own vector, in the order of the ids."""
     for module in (qdrant_edge, qdrant_server):
         monkeypatch.setattr(module, "_PAGE_POINTS", size)
@@ -183,7 +196,7 @@ def test_scroll_gives_every_point_once(cats, monkeypatch, size):
     assert_frame_equal(expected.sort("point_id"), pl.concat(with_vectors), abs_tol=ROUNDING)
 
 
-def test_scroll_while_others_write(cats, monkeypatch):
+def test_scroll_while_others_write(cats: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the pages of a scroll points come and go; those that stay are given exactly once."""
     monkeypatch.setattr(qdrant_edge, "_PAGE_POINTS", 10)
     monkeypatch.setattr(qdrant_server, "_PAGE_POINTS", 10)
@@ -200,7 +213,7 @@ def test_scroll_while_others_write(cats, monkeypatch):
     assert len(seen) == len(set(seen))
 
 
-def test_nearest_is_sorted_and_scored(cats):
+def test_nearest_is_sorted_and_scored(cats: Collection) -> None:
     """Best first, with the cosine as score, as many as there are at most."""
     cats.upsert(points("source/cats", [f"{i}" for i in range(50)]), vectors(50))
     cosines = vectors(50) @ vectors(1, seed=9)[0]
@@ -210,26 +223,28 @@ def test_nearest_is_sorted_and_scored(cats):
     np.testing.assert_allclose(hits["score"], np.sort(cosines)[::-1][:10], atol=ROUNDING)
     expected = points("source/cats", hits["image_id"].to_list())
     assert_frame_equal(expected, hits.drop("score"))
-    assert [50, 0] == [cats.nearest(vectors(1)[0], limit).height for limit in (99, 0)]
+    assert [cats.nearest(vectors(1)[0], limit).height for limit in (99, 0)] == [50, 0]
 
 
-def test_nearest_filters(cats):
+def test_nearest_filters(cats: Collection) -> None:
     """Datasets, images and excluded images restrict what is found, alone and together."""
     cats.upsert(points("source/cats", ["a", "b"], "d1"), vectors(2))
     cats.upsert(points("source/cats", ["c", "d"], "d2"), vectors(2, seed=1))
     cats.upsert(points("source/cats", ["e"], "d3"), vectors(1, seed=2))
     query = vectors(1, seed=3)[0]
-    assert {"a", "b", "e"} == set(found(cats, query, datasets=("d1", "d3")))
-    assert {"b", "c"} == set(found(cats, query, image_ids=("b", "c", "no such image")))
-    assert {"a", "d", "e"} == set(found(cats, query, exclude_image_ids=("b", "c", "no such image")))
+    assert {"a", "b", "e"} == set(found(cats, query, Filter(datasets=("d1", "d3"))))
+    assert {"b", "c"} == set(found(cats, query, Filter(image_ids=("b", "c", "no such image"))))
+    assert {"a", "d", "e"} == set(
+        found(cats, query, Filter(exclude_image_ids=("b", "c", "no such image")))
+    )
     narrow = Filter(datasets=("d1", "d2"), image_ids=("a", "b", "e"), exclude_image_ids=("a",))
-    assert ["b"] == cats.nearest(query, 10, narrow)["image_id"].to_list()
-    assert [] == found(cats, query, datasets=()) == found(cats, query, image_ids=())
+    assert cats.nearest(query, 10, narrow)["image_id"].to_list() == ["b"]
+    assert [] == found(cats, query, Filter(datasets=())) == found(cats, query, Filter(image_ids=()))
     assert {"a", "b", "c", "d", "e"} == set(found(cats, query))
 
 
 @pytest.mark.parametrize("limit", [1, 7, 39, 40, 45])
-def test_ties_are_in_the_order_of_ids(cats, limit):
+def test_ties_are_in_the_order_of_ids(cats: Collection, limit: int) -> None:
     """Images with the same vector come in the order of their point ids, also across the limit."""
     same = points("source/cats", [f"same {i}" for i in range(40)])
     cats.upsert(same.sample(fraction=1, shuffle=True, seed=1), np.repeat(vectors(1), 40, axis=0))
@@ -240,10 +255,10 @@ def test_ties_are_in_the_order_of_ids(cats, limit):
     ranked = ["best", *same.sort("point_id")["image_id"], "worst"]
     if vectors(2, 5)[1] @ query < vectors(1)[0] @ query:
         ranked = [*ranked[1:-1], "best", "worst"]
-    assert ranked[:limit] == found(cats, query, limit)
+    assert cats.nearest(query, limit)["image_id"].to_list() == ranked[:limit]
 
 
-def test_projects_never_meet(cats, dogs):
+def test_projects_never_meet(cats: Collection, dogs: Collection) -> None:
     """Two projects of one space do not see, count, change or delete each other's points."""
     cats.upsert(points("source/cats", ["a", "b"]), vectors(2))
     with pytest.raises(CollectionMissing):
@@ -252,25 +267,27 @@ def test_projects_never_meet(cats, dogs):
     dogs.relabel(points("source/cats", ["a"], "changed"))
     dogs.delete(points("source/cats", ["b"])["point_id"])
     assert_frame_equal(points("source/cats", ["a", "b"]).sort("point_id"), rows(cats))
-    assert (2, 1) == (cats.count(), dogs.count())
-    assert ["a"] == found(dogs, vectors(1)[0], 10)
+    assert (cats.count(), dogs.count()) == (2, 1)
+    assert found(dogs, vectors(1)[0]) == ["a"]
     dogs.drop()
-    assert (True, False) == (cats.exists(), dogs.exists())
+    assert (cats.exists(), dogs.exists()) == (True, False)
     assert cats.count() == 2
 
 
-def test_spaces_never_meet(store, space, cats):
+def test_spaces_never_meet(store: VectorStore, space: str, cats: Collection) -> None:
     """The same project in another space, here of another dimension, is another collection."""
     wide = store.collection(f"{space}-wide", 2 * DIMENSION, "source/cats")
     cats.upsert(points("source/cats", ["a", "b"]), vectors(2))
     assert not wide.exists()
     wide.upsert(points("source/cats", ["a"]), np.hstack([vectors(1), vectors(1)]))
     cats.drop()
-    assert (False, 1) == (cats.exists(), wide.count())
+    assert (cats.exists(), wide.count()) == (False, 1)
     wide.drop()
 
 
-def test_wrong_dimension_of_a_collection_is_refused(store, space, cats):
+def test_wrong_dimension_of_a_collection_is_refused(
+    store: VectorStore, space: str, cats: Collection
+) -> None:
     """A collection that was made for another dimension is refused with the dimension named."""
     cats.upsert(points("source/cats", ["a"]), vectors(1))
     wrong = store.collection(space, 2 * DIMENSION, "source/cats")
@@ -279,7 +296,7 @@ def test_wrong_dimension_of_a_collection_is_refused(store, space, cats):
     assert cats.count() == 1
 
 
-def test_reads_create_nothing(store, space, cats):
+def test_reads_create_nothing(store: VectorStore, space: str, cats: Collection) -> None:
     """Reading, relabelling and deleting where there is no collection makes none."""
     reads = [
         cats.count,
@@ -309,7 +326,7 @@ def test_reads_create_nothing(store, space, cats):
     ],
     ids=["NaN", "inf", "zero", "count", "dimension", "flat"],
 )
-def test_invalid_vectors_are_refused(cats, bad):
+def test_invalid_vectors_are_refused(cats: Collection, bad: Vectors) -> None:
     """Vectors that are NaN, infinite, zero, mis-sized or too many: refused, and nothing is written."""
     with pytest.raises(InvalidPoints, match="nothing was written"):
         cats.upsert(points("source/cats", ["a", "b"]), bad)
@@ -320,7 +337,7 @@ def test_invalid_vectors_are_refused(cats, bad):
     assert cats.count() == 1
 
 
-def test_drop_is_idempotent(cats):
+def test_drop_is_idempotent(cats: Collection) -> None:
     """A dropped collection is gone; dropping it again, or one that never was, is no error."""
     cats.drop()
     cats.upsert(points("source/cats", ["a"]), vectors(1))
@@ -331,7 +348,7 @@ def test_drop_is_idempotent(cats):
     assert_frame_equal(points("source/cats", ["b"]), rows(cats))
 
 
-def test_damaged_payloads_come_back_as_null(store, cats):
+def test_damaged_payloads_come_back_as_null(store: VectorStore, cats: Collection) -> None:
     """Fields altered by hand into something else, and points planted by hand, come back and can go."""
     cats.upsert(points("source/cats", ["a", "b"]), vectors(2))
     plant(store, cats)
@@ -342,7 +359,7 @@ def test_damaged_payloads_come_back_as_null(store, cats):
     assert_frame_equal(points("source/cats", ["a", "b"]).sort("point_id"), rows(cats))
 
 
-def plant(store, collection):
+def plant(store: VectorStore, collection: Collection) -> None:
     """Add a point behind our back: a number as id, and a payload that makes no sense."""
     payload = {
         "project_id": "source/cats",
@@ -352,17 +369,16 @@ def plant(store, collection):
         "updated_at": "yesterday",
     }
     if isinstance(store, QdrantEdgeStore):
-        point = qdrant_edge.edge.Point(7, vectors(1)[0].tolist(), payload)
+        point = edge.Point(7, vectors(1)[0].tolist(), payload)
         with collection._turns.shard("plant") as shard:
-            shard.update(qdrant_edge.edge.UpdateOperation.upsert_points([point]))
+            shard.update(edge.UpdateOperation.upsert_points([point]))
             shard.flush()
     else:
-        models = qdrant_server.models
         batch = models.Batch(ids=[7], vectors=vectors(1).tolist(), payloads=[payload])
         store._client.upsert(collection._name, points=batch)
 
 
-def test_check_says_what_there_is(store, cats):
+def test_check_says_what_there_is(store: VectorStore, cats: Collection) -> None:
     """One line for doctor: where the store is and how many collections it holds."""
     cats.upsert(points("source/cats", ["a"]), vectors(1))
     assert "\n" not in store.check()
@@ -383,7 +399,9 @@ STEPS = st.lists(
 
 @given(steps=STEPS)
 @settings(max_examples=15, deadline=None)
-def test_any_sequence_of_writes(store, steps):
+def test_any_sequence_of_writes(
+    store: VectorStore, steps: list[tuple[str, list[str], str, int]]
+) -> None:
     """After any sequence of writes the collection holds what a plain dictionary would."""
     cats = store.collection("model", DIMENSION, f"source/{uuid.uuid4()}")
     expected: dict[str, tuple[str, int]] = {}
@@ -410,7 +428,7 @@ def test_any_sequence_of_writes(store, steps):
     cats.drop()
 
 
-def held(collection):
+def held(collection: Collection) -> dict[str, tuple[str, int]]:
     """Each image's dataset, and the seed of the vector that it has."""
     seeds = np.concatenate([vectors(1, seed) for seed in range(4)])
     return {

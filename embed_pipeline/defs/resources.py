@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 import dagster as dg
 from pydantic import PrivateAttr
@@ -13,12 +14,20 @@ from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.settings import load_settings
 from embed_pipeline.sources.names import project_of
 
-# Who watches the runs that this process executes itself; a worker process has nobody.
-progress: ContextVar[Progress] = ContextVar("progress", default=silent)
+
+@dataclass(frozen=True)
+class Launcher:
+    """Who runs a job in its own process: the deployment it has open, and its bar."""
+
+    deployment: Deployment
+    progress: Progress
+
+
+launcher: ContextVar[Launcher | None] = ContextVar("launcher", default=None)
 
 
 class EmbedPipeline(dg.ConfigurableResource):  # type: ignore[type-arg]  # it is what Dagster resolves to
-    """Source, store and model as the EMBED_* environment names them.
+    """Source, store and model: the launcher's, or else as the EMBED_* environment names them.
 
     The first step of a run takes the project's lease; it is let go when the run ends, however.
     """
@@ -31,12 +40,13 @@ class EmbedPipeline(dg.ConfigurableResource):  # type: ignore[type-arg]  # it is
     ) -> ProjectRun:
         """The run's project, under its lease. Raises LeaseHeld when another run works on it."""
         if self._run is None:
-            deployment = Deployment(load_settings())
+            here = launcher.get() or Launcher(Deployment(load_settings()), silent)
+            deployment = here.deployment
             project = project_of(context.partition_key)
             home, wait = deployment.project_home(project), deployment.settings.lease_wait_seconds
             run_id = context.run.run_id
             self._held.enter_context(lease(home, project, run_id, wait))
-            self._run = ProjectRun(deployment, project, run_id, progress.get())
+            self._run = ProjectRun(deployment, project, run_id, here.progress)
         return self._run
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002  Dagster's signature

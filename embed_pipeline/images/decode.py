@@ -121,7 +121,7 @@ def _brands(data: bytes) -> set[bytes]:
 
 def _open_heif(data: bytes) -> ImageFile.ImageFile:
     try:
-        from pillow_heif import HeifImageFile  # noqa: PLC0415  # optional
+        from pillow_heif import HeifImageFile
     except ImportError as error:
         detail = 'HEIC needs the extra `heif`: pip install "embed-pipeline[heif]"'
         raise ImageError("decode", "heif_not_installed", detail) from error

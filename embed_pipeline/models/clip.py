@@ -5,7 +5,7 @@ Importing this module imports torch and transformers, which takes seconds.
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -87,7 +87,7 @@ class ClipEncoder:
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> TextVectors:
-        """n texts → (n, dimension), in order. Raises ModelError where a vector is not finite."""
+        """Encode n texts → (n, dimension), in order. Raises ModelError where a vector is not finite."""
         vectors = np.empty((len(texts), self.card.dimension), np.float32)
         truncated: list[bool] = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
@@ -139,7 +139,7 @@ def _computes_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        features = getattr(torch.cpu, "get_capabilities", dict)()  # not in older versions of torch
+        features: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older versions of torch
         return any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
     return False
 
@@ -215,7 +215,7 @@ def _probe(encoder: ClipEncoder) -> Vectors:
 
 
 def _checkered(cells: int, size: int) -> Pixels:
-    """cells x cells random colours, the same every time."""
+    """Random colours in cells x cells, the same every time."""
     colours = np.random.default_rng(cells).integers(0, 256, (cells, cells, 3), np.uint8)
     cell = np.arange(size) * cells // size
     return colours[cell][:, cell]

@@ -97,7 +97,7 @@ def _shards(directory: Path) -> list[str]:
 
 def _cached(model: str) -> Path | None:
     """A whole snapshot of `model` in the hub's cache: the one that `main` names, or else any."""
-    from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415  # 0.1 s
+    from huggingface_hub.constants import HF_HUB_CACHE  # 0.1 s
 
     folder = Path(HF_HUB_CACHE, f"models--{model.replace('/', '--')}")
     try:
@@ -109,8 +109,8 @@ def _cached(model: str) -> Path | None:
 
 
 def _download(model: str) -> Path:
-    from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415  # 0.1 s
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled  # noqa: PLC0415
+    from huggingface_hub import HfApi, snapshot_download  # 0.1 s
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
         revision = _revision_with_safetensors(HfApi(), model)

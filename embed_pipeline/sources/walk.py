@@ -10,24 +10,10 @@ from embed_pipeline.errors import SourceUnavailable
 
 # A test holds this against the formats that the decoder allows.
 EXTENSIONS = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".mpo",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".pcx",
-        ".avif",
-        ".heic",
-        ".heif",
-    ]
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".gif"),
+        *(".tif", ".tiff", ".pcx", ".avif", ".heic", ".heif"),
+    }
 )
 _VANISHED = (FileNotFoundError, NotADirectoryError)
 

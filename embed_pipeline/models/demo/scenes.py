@@ -49,6 +49,7 @@ PLACES: dict[str, Point] = {
 }
 _SUPERSAMPLE = 3
 _SHADOW = 0.012
+_REPEATS = 0.15
 _JITTER = 0.04  # keeps a large object inside its quarter
 
 
@@ -134,14 +135,16 @@ def _make_object(rng: np.random.Generator, pair: Pair, place: str) -> SceneObjec
     return SceneObject(*pair, size, texture, place, round(float(x), 3), round(float(y), 3))
 
 
-def make_scene(rng: np.random.Generator, pairs: Sequence[Pair] = SEEN_PAIRS) -> Scene:
-    """A random scene with objects of these (colour, shape) pairs; now and then a pair repeats."""
-    count = int(rng.integers(1, 5))
+def make_scene(
+    rng: np.random.Generator, pairs: Sequence[Pair] = SEEN_PAIRS, most: int = 4
+) -> Scene:
+    """A random scene of one to `most` (up to 4) objects of these pairs; at times a pair repeats."""
+    count = int(rng.integers(1, most + 1))
     corners = [str(corner) for corner in rng.permutation([p for p in PLACES if p != "middle"])]
     places = [_choose(rng, tuple(PLACES))] if count == 1 else corners[:count]
     chosen: list[Pair] = []
     for _ in places:
-        repeat = bool(chosen) and rng.random() < 0.15
+        repeat = bool(chosen) and rng.random() < _REPEATS
         chosen.append(chosen[-1] if repeat else _choose(rng, pairs))
     objects = (_make_object(rng, pair, place) for pair, place in zip(chosen, places, strict=True))
     return Scene(_choose(rng, tuple(BACKGROUNDS)), tuple(objects))
