@@ -1,6 +1,7 @@
 """Standard models with random weights: as fast as trained ones, and there without a network."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
@@ -16,7 +17,8 @@ def write_random_clip(directory: Path, config: CLIPConfig | None = None, seed: i
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         CLIPModel(config).save_pretrained(directory)
-    side = config.vision_config.image_size
+    vision: Any = config.vision_config  # transformers types it as a union with dict
+    side = vision.image_size
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}
     )
@@ -30,7 +32,7 @@ def byte_tokenizer(config: CLIPConfig) -> CLIPTokenizer:
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    vocabulary["<|startoftext|>"] = config.text_config.bos_token_id
-    vocabulary["<|endoftext|>"] = config.text_config.eos_token_id
-    context = config.text_config.max_position_embeddings
-    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=context)
+    text: Any = config.text_config
+    vocabulary["<|startoftext|>"] = text.bos_token_id
+    vocabulary["<|endoftext|>"] = text.eos_token_id
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=text.max_position_embeddings)

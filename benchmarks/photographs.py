@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 WIDTH, HEIGHT = 500, 375
@@ -31,18 +32,22 @@ def photograph(rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(picture.clip(0, 255).astype(np.uint8))
 
 
-def _clouds(rng: np.random.Generator, slope: float) -> np.ndarray:
+def _clouds(rng: np.random.Generator, slope: float) -> NDArray[np.float64]:
     """(HEIGHT, WIDTH) of zero mean and unit deviation, with the spectrum of natural scenes."""
     rows, columns = np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH)[None]
     frequency = np.maximum(np.hypot(rows, columns), 1 / WIDTH)
     phases = np.exp(2j * np.pi * rng.random(frequency.shape))
     field = np.fft.irfft2(phases / frequency**slope, (HEIGHT, WIDTH))
-    return (field - field.mean()) / field.std()
+    clouds: NDArray[np.float64] = (field - field.mean()) / field.std()
+    return clouds
 
 
-def _shape(rng: np.random.Generator) -> np.ndarray:
+def _shape(rng: np.random.Generator) -> NDArray[np.bool_]:
     """Mask of an ellipse anywhere in the picture."""
     rows, columns = np.ogrid[:HEIGHT, :WIDTH]
     middle_row, middle_column = rng.uniform(0, HEIGHT), rng.uniform(0, WIDTH)
     tall, wide = rng.uniform(10, 120, 2)
-    return ((rows - middle_row) / tall) ** 2 + ((columns - middle_column) / wide) ** 2 < 1
+    distance: NDArray[np.float64] = np.hypot(
+        (rows - middle_row) / tall, (columns - middle_column) / wide
+    )
+    return distance < 1

@@ -175,3 +175,7 @@ def main() -> None:
     except EmbedPipelineError as error:
         say(f"error: {error}")
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

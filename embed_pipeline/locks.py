@@ -125,27 +125,20 @@ class FileLock:
         self.release()
 
     def _take(self, label: str) -> bool:
+        # Opened anew at each try: the file that we waited for may have been deleted.
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = self._is_still_there(descriptor)
-        except BlockingIOError:
-            taken = False
-        if not taken:
+        except OSError as error:
             os.close(descriptor)
-            return False
+            if isinstance(error, BlockingIOError):
+                return False
+            raise
         self._descriptor = descriptor
         _held.add(self)
         self._write(descriptor, label)
         return True
-
-    def _is_still_there(self, descriptor: int) -> bool:
-        """Whether the locked file is the one that others find under the name, not a deleted one."""
-        try:
-            return os.path.samestat(os.fstat(descriptor), self.path.stat())
-        except FileNotFoundError:
-            return False
 
     def _write(self, descriptor: int, label: str) -> None:
         since = datetime.now(UTC).isoformat(timespec="seconds")

@@ -76,7 +76,9 @@ class Settings(BaseSettings):
         30.0, ge=0, description="how long a turn at the embedded store is waited for"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", validation_alias=AliasChoices("EMBED_LOG_LEVEL", "LOG_LEVEL"), description="logs"
+        "WARNING",
+        validation_alias=AliasChoices("EMBED_LOG_LEVEL", "LOG_LEVEL"),
+        description="what is logged to stderr, and in the Dagster UI",
     )
 
     @property

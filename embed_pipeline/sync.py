@@ -6,12 +6,13 @@ Any of the four alone, in any order, is safe: `apply` compares manifest and coll
 old diff can never destroy anything.
 """
 
+import logging
 from datetime import UTC, datetime
 
 import polars as pl
 
 from embed_pipeline.collection_state import CollectionState
-from embed_pipeline.diff import DIFF, Difference
+from embed_pipeline.diff import ACTIONS, DIFF, Difference
 from embed_pipeline.embedding import Content, Embedded, Throughput, Work, embed_contents
 from embed_pipeline.errors import AuditFailed, ImageError, RemovalWithheld
 from embed_pipeline.failures import FAILURES, failure_row, record, still_failing
@@ -21,6 +22,8 @@ from embed_pipeline.models.protocol import Vectors
 from embed_pipeline.points import POINTS
 from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.serving import serve_from
+
+logger = logging.getLogger(__name__)
 
 # Rows whose vectors are read from the library at once: every read looks through all of its parts.
 REUSE_ROWS = 50_000
@@ -55,6 +58,7 @@ def scan(run: ProjectRun) -> pl.DataFrame:
         listed += page.images.height
         run.progress("scan", listed, images)
     manifest = pl.concat(pages).unique("image_id", keep="last", maintain_order=True)
+    logger.info("%s: %d images listed, %d files ignored", run.project, manifest.height, ignored)
     MANIFEST.write(manifest, run.home.manifest, {"revision": revision, "ignored": str(ignored)})
     return manifest
 
@@ -63,6 +67,8 @@ def diff(run: ProjectRun) -> Difference:
     """Compare the manifest with what the collection says it holds: the actions."""
     difference = run.compare(run.wanted())
     DIFF.write(difference.actions, run.home.diff)
+    counts = {action: difference.count(action) for action in ACTIONS}
+    logger.info("%s: to do: %s, unchanged: %d", run.project, counts, difference.unchanged)
     return difference
 
 
@@ -100,6 +106,7 @@ def apply(run: ProjectRun, confirm_removals: int | None = None) -> CollectionSta
     audit = run.compare(wanted, forgive_all=True)
     state = _state(run, todo, audit, withheld)
     state.write(run.home.state)
+    logger.info("%s: %d indexed, audit: %s", run.project, state.indexed, state.differences)
     if withheld:
         raise RemovalWithheld(_confirmation(run, todo, withheld), withheld)
     if state.equal and state.indexed:
@@ -134,6 +141,7 @@ def _work(
     def failed(content: Content, error: ImageError) -> None:
         row = failure_row(content.content_hash, content.image_id, run.card.space, run.limits, error)
         new_failures.append(row)
+        logger.warning("%s: %s cannot be embedded: %s", run.project, content.image_id, error)
 
     def progress(more: int) -> None:
         nonlocal done

@@ -140,6 +140,27 @@ def test_shard_stays_open_until_wanted(tmp_path: Path) -> None:
     assert mine.count() == 1
 
 
+def test_turns_back_to_back_let_others_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process whose turns leave no gap between them lets a waiter in at the end of each."""
+    monkeypatch.setattr(turns.Keeper, "keep", lambda *_: None)
+    mine, other = edge_collection(tmp_path, "p"), edge_collection(tmp_path, "p")
+    mine.upsert(points("p", ["a"]), vectors(1))
+    stop = threading.Event()
+
+    def count_for_ever() -> None:
+        while not stop.is_set():
+            mine.count()
+
+    counting = threading.Thread(target=count_for_ever)
+    counting.start()
+    started = time.monotonic()
+    assert other.count() == 1
+    assert time.monotonic() - started < 2
+    other._turns.let_go()
+    stop.set()
+    counting.join()
+
+
 def test_unused_shard_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shard that was not used for a while is closed, and the thread that watched it ends."""
     monkeypatch.setattr(turns, "_IDLE_SECONDS", 0.05)

@@ -6,6 +6,7 @@ In memory always; on a real server when QDRANT_URL is set.
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -18,7 +19,8 @@ from qdrant_client import QdrantClient, models
 
 from embed_pipeline.errors import CollectionMissing, InvalidPoints, StoreError
 from embed_pipeline.points import POINTS
-from embed_pipeline.stores import qdrant_edge, qdrant_server
+from embed_pipeline.settings import load_settings
+from embed_pipeline.stores import open_store, qdrant_edge, qdrant_server
 from embed_pipeline.stores.protocol import Collection, Filter, Vectors, VectorStore
 from embed_pipeline.stores.qdrant_edge import QdrantEdgeStore
 from embed_pipeline.stores.qdrant_server import QdrantServerStore, connect
@@ -85,6 +87,35 @@ def found(collection: Collection, vector: Vectors, where: Filter = Filter()) -> 
 def test_server_answers(store: VectorStore) -> None:
     """The suite runs on a real server too, where there is one."""
     assert store.check()
+
+
+def test_settings_choose_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QDRANT_URL unset: the embedded store under EMBED_HOME; set: that server. Neither is touched."""
+    monkeypatch.setenv("EMBED_HOME", str(tmp_path))
+    monkeypatch.delenv("QDRANT_URL", raising=False)
+    assert f"embedded Qdrant in {tmp_path}" in open_store(load_settings()).check()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("QDRANT_URL", "http://localhost:6333")
+    assert isinstance(open_store(load_settings()), QdrantServerStore)
+
+
+def test_unreachable_server() -> None:
+    """A server that does not answer is one line with its address and the remedy, without the key."""
+    store = connect("https://localhost.invalid:6333", "the key")
+    cats = store.collection("space", DIMENSION, "source/cats")
+    for call in (
+        store.check,
+        cats.exists,
+        cats.count,
+        lambda: cats.upsert(points("p", ["a"]), vectors(1)),
+    ):
+        with pytest.raises(
+            StoreError, match=r"localhost.invalid:6333 .*unset QDRANT_URL"
+        ) as caught:
+            call()
+        assert "the key" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+    store.close()
 
 
 def test_upsert_and_scroll_round_trip(cats: Collection) -> None:

@@ -87,7 +87,7 @@ class ClipEncoder:
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> TextVectors:
-        """Encode n texts → (n, dimension), in order. Raises ModelError where a vector is not finite."""
+        """Encode n texts → (n, dimension), in order. Raises ModelError for a vector not finite."""
         vectors = np.empty((len(texts), self.card.dimension), np.float32)
         truncated: list[bool] = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
@@ -101,9 +101,10 @@ class ClipEncoder:
 
     def _tokens(self, texts: Sequence[str]) -> tuple[dict[str, torch.Tensor], list[bool]]:
         """The model's inputs, and which texts do not fit its context."""
+        texts = [text.encode(errors="replace").decode() for text in texts]  # no lone surrogates
         if self._is_siglip:  # trained on lower case, padded to the whole context, with no mask
             texts = [text.lower() for text in texts]
-        tokens = self._tokenizer.encode_batch(list(texts))
+        tokens = self._tokenizer.encode_batch(texts)
         inputs = {"input_ids": torch.tensor([each.ids for each in tokens])}
         if not self._is_siglip:
             inputs["attention_mask"] = torch.tensor([each.attention_mask for each in tokens])
@@ -139,7 +140,8 @@ def _computes_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        features: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older versions of torch
+        # older versions of torch do not tell
+        features: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
     return False
 

@@ -32,7 +32,9 @@ class ModelCard:
     @property
     def space(self) -> str:
         """The space of this model's vectors: `[a-z0-9_-]+`, at most 80 characters."""
-        slug = re.sub(r"[^a-z0-9]+", "-", self.name.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-")
+        slug = re.sub(r"[^a-z0-9]+", "-", self.name.rstrip("/").rsplit("/", 1)[-1].lower()).strip(
+            "-"
+        )
         return f"{slug[:32]}-{self.revision[:12]}-p{PREPROCESSING_VERSION}-{self.rendition}"
 
 

@@ -151,11 +151,13 @@ class Keeper:
                 threading.Thread(target=self._watch, name="embedded-store", daemon=True).start()
 
     def _watch(self) -> None:
-        while self._watching:
+        while True:
             time.sleep(_POLL_SECONDS)
             with self._lock:
                 self._kept = {turns for turns in self._kept if not self._is_closed(turns)}
-                self._watching = bool(self._kept)
+                if not self._kept:
+                    self._watching = False
+                    return
 
     def _is_closed(self, turns: Turns) -> bool:
         with suppress(EmbedPipelineError):  # what it had to keep was flushed in its last turn

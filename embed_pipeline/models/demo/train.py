@@ -47,7 +47,7 @@ WEIGHT_DECAY = 0.05
 SIDE = 64  # pixels
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 CONTEXT = 64  # tokens; the longest captions take about 55
-VOCABULARY = 512  # tokens learnt, before the bytes that may end a word
+VOCABULARY = 1024  # tokens at most; the captions' words need fewer
 THREADS = 2  # another number adds up in another order: other weights
 LOG_EVERY = 50  # steps
 SAVE_EVERY = 500
@@ -93,25 +93,24 @@ def _truth(said: Sequence[Mapping[str, str]], scenes: Sequence[Scene]) -> Tensor
 
 
 def make_tokenizer(rng: np.random.Generator) -> CLIPTokenizer:
-    """CLIP's tokenizer with a vocabulary learnt from captions; any other text falls to its bytes."""
-    bytes_ = sorted(ByteLevel.alphabet())
+    """CLIP's tokenizer with a vocabulary learnt from captions; other text falls to its bytes."""
+    alphabet = sorted(ByteLevel.alphabet())
     blank = CLIPTokenizer()
+    # Every byte gets a token, also at the end of a word: an unknown one would become the end token,
+    # where CLIP pools. Named here, they also get the same numbers each time.
+    endings = [f"{byte}</w>" for byte in alphabet]
     trainer = BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=[blank.bos_token, blank.eos_token],
-        initial_alphabet=bytes_,
+        special_tokens=[str(blank.bos_token), str(blank.eos_token), *endings],
+        initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     captions = (describe(make_scene(rng), rng) for _ in range(5000))
     blank.backend_tokenizer.train_from_iterator(captions, trainer)
     learnt = json.loads(blank.backend_tokenizer.to_str())["model"]
-    vocabulary = learnt["vocab"]
-    # The unknown token is also the end token, where CLIP pools: no byte may be unknown.
-    for token in (f"{byte}</w>" for byte in bytes_):
-        vocabulary.setdefault(token, len(vocabulary))
     merges: Any = [tuple(merge) for merge in learnt["merges"]]
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT)
+    return CLIPTokenizer(vocab=learnt["vocab"], merges=merges, model_max_length=CONTEXT)
 
 
 def make_model(tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -198,7 +197,7 @@ def train(steps: int, seed: int, out: Path) -> None:
 
 def save(model: CLIPModel, tokenizer: CLIPTokenizer, out: Path) -> None:
     """Write the ordinary Hugging Face layout: weights stored in half precision, used in single."""
-    half = copy.deepcopy(model).to(torch.float16)
+    half = copy.deepcopy(model).half()  # type: ignore[no-untyped-call]
     half.save_pretrained(out)
     half.config.dtype = "float32"
     half.config.save_pretrained(out)

@@ -1,0 +1,78 @@
+"""The documents do not drift: what they name is there, and what is there they name."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from embed_pipeline.cli import app
+from embed_pipeline.settings import Settings
+
+TOP = Path(__file__).parents[1]
+README = (TOP / "README.md").read_text()
+COMMANDS = sorted(
+    command.callback.__name__ for command in app.registered_commands if command.callback
+)
+
+
+def variable(field: str) -> str:
+    """The environment variable of a settings field."""
+    alias = Settings.model_fields[field].validation_alias
+    return alias if isinstance(alias, str) else f"EMBED_{field.upper()}"
+
+
+@pytest.mark.parametrize("field", Settings.model_fields)
+def test_every_setting_is_a_line_of_the_readme(field: str) -> None:
+    """The README's table names each variable with the same words as the code."""
+    description = Settings.model_fields[field].description
+    assert f"| `{variable(field)}` | {description} |" in README
+
+
+def test_the_readme_names_no_other_variable() -> None:
+    """Every EMBED_ name in the documents is a setting."""
+    known = {variable(field) for field in Settings.model_fields}
+    documents = README + (TOP / "ARCHITECTURE.md").read_text() + (TOP / "BENCHMARKS.md").read_text()
+    assert set(re.findall(r"\bEMBED_[A-Z_]+\b", documents)) <= known
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_in_the_readme(command: str) -> None:
+    """A person finds each command in the README, as a line to copy."""
+    assert re.search(rf"^embed-pipeline {command}\b|^make {command}\b", README, re.MULTILINE)
+
+
+def test_every_command_line_in_the_readme_is_understood() -> None:
+    """Each `embed-pipeline` line of the README parses: its command and options exist."""
+    lines = re.findall(r"^embed-pipeline (\w+)(.*?)(?:#.*)?$", README, re.MULTILINE)
+    assert len(lines) > 8
+    for command, rest in lines:
+        options = set(re.findall(r"--[a-z-]+", rest))
+        help_text = _help(command)
+        assert all(option in help_text for option in options), f"{command} {rest}"
+
+
+def _help(command: str) -> str:
+    environment = {"COLUMNS": "200", "TERM": "dumb", "PATH": ""}
+    arguments = [sys.executable, "-m", "embed_pipeline.cli", command, "--help"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment)
+    return done.stdout
+
+
+def test_both_workspaces_name_the_same_code_location() -> None:
+    """A location under another name would lose the state of sensors and schedules."""
+    import tomllib
+
+    workspace = yaml.safe_load((TOP / "workspace.yaml").read_text())
+    (location,) = workspace["load_from"]
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())["tool"]["dg"]["project"]
+    assert location["python_module"]["location_name"] == project["code_location_name"]
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    """Every relative link in the documents names a file that is there."""
+    for document in TOP.glob("*.md"):
+        for target in re.findall(r"\]\((?!http|#)([^)#]+)", document.read_text()):
+            assert (TOP / target).exists(), f"{document.name}: {target}"
