@@ -151,13 +151,10 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _deployment() -> "Deployment":
-    from embed_pipeline.deployment import Deployment
-    from embed_pipeline.settings import load_settings
+    from embed_pipeline.deployment import open_deployment
 
-    settings = load_settings()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("embed_pipeline").setLevel(settings.log_level)
-    return Deployment(settings)
+    return open_deployment()
 
 
 def _chosen(deployment: "Deployment", names: list[str], *, everything: bool) -> list[str]:
@@ -172,7 +169,7 @@ def main() -> None:
     """Run a command. Errors on purpose are one line on stderr, and exit code 1."""
     try:
         app()
-    except EmbedPipelineError as error:
+    except (EmbedPipelineError, OSError) as error:
         say(f"error: {error}")
         sys.exit(1)
 

@@ -1,5 +1,6 @@
 """Everything the settings name, wired together. The only place that chooses implementations."""
 
+import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -9,12 +10,19 @@ from embed_pipeline.models.card import load_card
 from embed_pipeline.models.hub import model_directory
 from embed_pipeline.models.protocol import ImageTextEncoder, ModelCard
 from embed_pipeline.serving import serving_of
-from embed_pipeline.settings import Settings
+from embed_pipeline.settings import Settings, load_settings
 from embed_pipeline.sources.opening import open_source
 from embed_pipeline.sources.protocol import ImageSource
 from embed_pipeline.stores import open_store
 from embed_pipeline.stores.protocol import Collection, VectorStore
 from embed_pipeline.vector_library import VectorLibrary
+
+
+def open_deployment() -> "Deployment":
+    """The deployment of the environment's settings. Raises SettingsError."""
+    settings = load_settings()
+    logging.getLogger("embed_pipeline").setLevel(settings.log_level)
+    return Deployment(settings)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,9 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from embed_pipeline.deployment import Deployment
+from embed_pipeline.deployment import Deployment, open_deployment
 from embed_pipeline.durable import replace_durably
 from embed_pipeline.errors import EmbedPipelineError
-from embed_pipeline.settings import load_settings
 
 LOW_DISK_BYTES = 2_000_000_000
 
@@ -24,7 +23,7 @@ class Finding:
 def examine() -> list[Finding]:
     """All checks, in the order in which they build on each other."""
     try:
-        deployment = Deployment(load_settings())
+        deployment = open_deployment()
     except EmbedPipelineError as error:
         return [Finding("settings", ok=False, finding=str(error))]
     checks: dict[str, Callable[[Deployment], str]] = {

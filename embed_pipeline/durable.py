@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from embed_pipeline.errors import OutOfSpace
+from embed_pipeline.errors import NotWritable, OutOfSpace
 
 TEMPORARY_PREFIX = ".writing-"
 
@@ -15,12 +15,13 @@ TEMPORARY_PREFIX = ".writing-"
 def replace_durably(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary name beside `path`, sync it, and rename it to `path`.
 
-    Raises OutOfSpace when the disk is full; `path` is then what it was before.
+    Raises OutOfSpace or NotWritable; `path` is then what it was before.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{path.name}")
     try:
-        with explained_when_full(path):
+        with explained(path):
             write(temporary)
             sync(temporary)
             temporary.replace(path)
@@ -36,6 +37,21 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn a full disk into OutOfSpace, and one that may not be written into NotWritable."""
+    try:
+        with explained_when_full(path):
+            yield
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise NotWritable(
+                f"{path}: cannot be written ({error.strerror}); mend the owner or mode of "
+                f"{path.parent}, or set EMBED_HOME to another place"
+            ) from error
+        raise
 
 
 @contextmanager

@@ -17,6 +17,7 @@ EmbedPipelineError
 ├── LeaseHeld               another run works on the project                   (retryable)
 ├── RemovalWithheld         more removals than the guard allows; confirm or repair the source
 ├── AuditFailed             the collection does not equal the source
+├── NotWritable             EMBED_HOME may not be written
 └── OutOfSpace              the disk under EMBED_HOME is full; nothing recorded is lost
 
 Messages are one line: the thing, the reason, the remedy.
@@ -119,6 +120,10 @@ class RemovalWithheld(EmbedPipelineError):
 
 class AuditFailed(EmbedPipelineError):
     """The collection does not equal the source."""
+
+
+class NotWritable(EmbedPipelineError):
+    """EMBED_HOME may not be written."""
 
 
 class OutOfSpace(EmbedPipelineError):

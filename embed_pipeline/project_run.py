@@ -10,7 +10,7 @@ from embed_pipeline.deployment import Deployment
 from embed_pipeline.diff import Difference, Knowledge, diff, wanted_points
 from embed_pipeline.failures import FAILURES, not_due, of_settings
 from embed_pipeline.home import ProjectHome
-from embed_pipeline.images.decode import DECODER_VERSION
+from embed_pipeline.images.decode import decoding_conditions
 from embed_pipeline.manifest import MANIFEST
 from embed_pipeline.models.protocol import ModelCard
 from embed_pipeline.points import POINTS
@@ -60,7 +60,8 @@ class ProjectRun:
     def limits(self) -> str:
         """What beside content and space decides whether an image can be embedded."""
         settings = self.deployment.settings
-        return f"decoder {DECODER_VERSION}, {settings.max_image_pixels} px, {settings.max_image_bytes} B"
+        decoding = decoding_conditions(settings.max_image_pixels)
+        return f"{decoding}, {settings.max_image_bytes} bytes"
 
     def manifest(self) -> pl.DataFrame:
         """The manifest of the last scan. Raises FileNotFoundError where there was none."""

@@ -17,10 +17,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
+from qdrant_edge import EdgeShard
 
 from embed_pipeline.errors import CollectionMissing, OutOfSpace, StoreError, StoreLocked
 from embed_pipeline.points import POINTS
-from embed_pipeline.stores import shard, turns
+from embed_pipeline.stores import qdrant_edge, shard, turns
 from embed_pipeline.stores.qdrant_edge import EdgeCollection, QdrantEdgeStore
 from embed_pipeline_tests.store_samples import (
     BATCH,
@@ -91,6 +92,40 @@ def test_killed_during_upserts(tmp_path: Path, start: Start) -> None:
         ids = [i for batch in range(batches) for i in batch_ids(batch)]
         expected = points("p", ids).sort("point_id")
         assert_frame_equal(expected, there.join(expected, on="point_id", how="semi"))
+
+
+class Recorder:
+    """A shard that notes what is called."""
+
+    def __init__(self, opened: EdgeShard) -> None:
+        self.opened = opened
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> object:
+        self.calls.append(name)
+        return getattr(self.opened, name)
+
+
+def test_writes_are_flushed_before_they_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No turn that wrote ends without a flush: the engine itself leaves that to the next power cut."""
+    opened = shard.ShardDirectory.open
+    monkeypatch.setattr(shard.ShardDirectory, "open", lambda self: Recorder(opened(self)))
+    monkeypatch.setattr(qdrant_edge, "_TURN_SECONDS", 0)
+    mine = edge_collection(tmp_path, "p")
+    many = points("p", [f"{i}" for i in range(1000)])
+    for write in (
+        lambda: mine.upsert(many, vectors(1000)),
+        lambda: mine.relabel(many[:2]),
+        lambda: mine.delete(many["point_id"][:999]),
+    ):
+        write()
+        recorder = mine._turns._shard
+        assert isinstance(recorder, Recorder)
+        writes = [call for call in recorder.calls if call in {"update", "flush"}]
+        assert writes == ["update", "flush", "update", "flush", "flush"]
+        recorder.calls.clear()
 
 
 def test_locked_by_a_process(tmp_path: Path, start: Start) -> None:

@@ -6,6 +6,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,15 @@ def test_very_long_images_cost_no_memory(shape: tuple[int, int]) -> None:
     assert pixels.shape == (64, 64, 3)
     if height == 1:
         assert abs(int(pixels.mean()) - 127) <= 1
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    """Many threads decoding different files get what one thread gets."""
+    data = [written(noise(mode, 60, 40), form) for form, mode in MODES] * 4
+    alone = [attempt(each).tobytes() for each in data]
+    with ThreadPoolExecutor(8) as threads:
+        together = [image.tobytes() for image in threads.map(attempt, data)]
+    assert together == alone
 
 
 def test_pillow_is_left_as_it_was() -> None:

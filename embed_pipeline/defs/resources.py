@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import dagster as dg
 from pydantic import PrivateAttr
 
-from embed_pipeline.deployment import Deployment
+from embed_pipeline.deployment import Deployment, open_deployment
 from embed_pipeline.lease import lease
 from embed_pipeline.progress import Progress, silent
 from embed_pipeline.project_run import ProjectRun
-from embed_pipeline.settings import load_settings
 from embed_pipeline.sources.names import project_of
 
 
@@ -40,7 +39,7 @@ class EmbedPipeline(dg.ConfigurableResource):  # type: ignore[type-arg]  # it is
     ) -> ProjectRun:
         """The run's project, under its lease. Raises LeaseHeld when another run works on it."""
         if self._run is None:
-            here = launcher.get() or Launcher(Deployment(load_settings()), silent)
+            here = launcher.get() or Launcher(open_deployment(), silent)
             deployment = here.deployment
             project = project_of(context.partition_key)
             home, wait = deployment.project_home(project), deployment.settings.lease_wait_seconds

@@ -56,5 +56,5 @@ class ImageTextEncoder(Protocol):
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> TextVectors:
-        """n texts → (n, dimension), in order."""
+        """N texts → (n, dimension), in order."""
         ...
