@@ -153,7 +153,9 @@ def doctor(as_json: Json = False) -> None:
 def _deployment() -> "Deployment":
     from embed_pipeline.deployment import open_deployment
 
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.getLogger("embed_pipeline").addHandler(handler)
     return open_deployment()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
+from embed_pipeline.errors import TableMissing
 from embed_pipeline.tables import Table
 
 STATE = Table(
@@ -81,5 +82,5 @@ class CollectionState:
         """The state at `path`; None where no sync has finished yet."""
         try:
             return cls(**STATE.read(path).row(0, named=True))
-        except FileNotFoundError:
+        except TableMissing:
             return None

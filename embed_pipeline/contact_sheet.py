@@ -37,7 +37,7 @@ def contact_sheet(rows: Sequence[Row], side: int) -> Image.Image:
     title, caption = ImageFont.load_default(title_size), ImageFont.load_default(caption_size)
     heading = title_size + MARGIN
     row_height = heading + side + caption_size + 2 * MARGIN
-    columns = max(len(row.thumbnails) for row in rows)
+    columns = max((len(row.thumbnails) for row in rows), default=0)
     width = MARGIN + columns * (side + MARGIN)
     sheet = Image.new("RGB", (width, MARGIN + row_height * len(rows)), PAPER)
     draw = ImageDraw.Draw(sheet)

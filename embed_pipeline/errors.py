@@ -3,6 +3,7 @@
 EmbedPipelineError
 ├── SettingsError           a setting is missing, malformed or contradicts another
 ├── TableError              a table of ours is damaged, or was written by a newer version
+│   └── TableMissing        it was not made yet: the step before this one never ran
 ├── SourceError             the source cannot be listed or read
 │   ├── ProjectNotFound     no such project in the source
 │   └── SourceUnavailable   the root or instance does not answer               (retryable)
@@ -40,6 +41,10 @@ class SettingsError(EmbedPipelineError):
 
 class TableError(EmbedPipelineError):
     """A table of ours is damaged, or was written by a newer version."""
+
+
+class TableMissing(TableError):
+    """The table was not made yet: the step before this one never ran."""
 
 
 class SourceError(EmbedPipelineError):

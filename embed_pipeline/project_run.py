@@ -64,7 +64,7 @@ class ProjectRun:
         return f"{decoding}, {settings.max_image_bytes} bytes"
 
     def manifest(self) -> pl.DataFrame:
-        """The manifest of the last scan. Raises FileNotFoundError where there was none."""
+        """The manifest of the last scan. Raises TableMissing where there was none."""
         return MANIFEST.read(self.home.manifest)
 
     def failures(self) -> pl.DataFrame:

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from embed_pipeline.durable import replace_durably
-from embed_pipeline.errors import TableError
+from embed_pipeline.errors import TableError, TableMissing
 
 KIND_KEY = "embed_pipeline.table"
 VERSION_KEY = "embed_pipeline.version"
@@ -35,7 +35,7 @@ class Table:
         replace_durably(path, lambda temporary: rows.write_parquet(temporary, metadata=metadata))
 
     def read(self, path: Path) -> pl.DataFrame:
-        """The table at `path`. Raises FileNotFoundError, or TableError for a damaged or newer file."""
+        """The table at `path`. Raises TableMissing, or TableError for a damaged or newer file."""
         self.check(path)
         try:
             return pl.read_parquet(path, columns=self.schema.names()).cast(self.schema)
@@ -46,7 +46,7 @@ class Table:
         """The table at `path`; no rows where there is no file."""
         try:
             return self.read(path)
-        except FileNotFoundError:
+        except TableMissing:
             return self.empty()
 
     def notes(self, path: Path) -> dict[str, str]:
@@ -58,8 +58,10 @@ class Table:
         """Raise TableError unless the file at `path` is a whole table of this kind and version."""
         try:
             metadata = pl.read_parquet_metadata(path)
-        except FileNotFoundError:
-            raise
+        except FileNotFoundError as error:
+            raise TableMissing(
+                f"{path}: there is no {self.name} of this project yet; sync the whole project first"
+            ) from error
         except (pl.exceptions.PolarsError, OSError) as error:
             raise self._damaged(path, str(error)) from error
         if metadata.get(KIND_KEY) != self.name:

@@ -175,7 +175,7 @@ def test_small_files_that_would_take_long_end_soon() -> None:
 
 
 def test_transparency_becomes_white() -> None:
-    """Alpha, a transparent palette entry and a transparent 16-bit grey are composited on white."""
+    """Alpha and a transparent palette entry are composited on white."""
     half_red = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
     half_red.putpixel((1, 0), (0, 0, 0, 0))
     palette = Image.new("P", (2, 1))
@@ -194,8 +194,26 @@ def test_sixteen_bits_keep_their_contrast() -> None:
         assert np.asarray(image)[0, :, 0].tolist() == [0, 127, 255]
 
 
-def test_a_broken_cmyk_profile_costs_only_the_profile() -> None:
-    """CMYK whose profile is damaged converts as if it had none."""
+def black_only_printer() -> bytes:
+    """A CMYK profile of a printer that has run out of all inks but black."""
+    ramp = bytes(range(256))
+    identity = struct.pack(">9i", *(65536 if at in (0, 4, 8) else 0 for at in range(9)))
+    to_lab = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity
+    to_lab += ramp * 4 + bytes([255, 128, 128, 0, 128, 128]) * 2**3 + ramp * 3
+    tags = struct.pack(">I4sII", 1, b"A2B0", 144, len(to_lab))
+    head = struct.pack(
+        ">I4sI4s4s4s", 144 + len(to_lab), b"lcms", 0x02400000, b"prtr", b"CMYK", b"Lab "
+    )
+    head = (head + bytes(12) + b"acsp").ljust(68, b"\0")
+    head += struct.pack(">3I", 0xF6D6, 0x10000, 0xD32D)  # D50, as every profile states
+    return head.ljust(128, b"\0") + tags + to_lab
+
+
+def test_cmyk_goes_through_its_profile() -> None:
+    """The embedded profile decides the colours of CMYK; a damaged one costs only the profile."""
+    cyan = Image.new("CMYK", (2, 2), (255, 0, 0, 0))
+    data = written(cyan, "TIFF", icc_profile=black_only_printer())
+    assert np.asarray(decode(data, target=64, max_pixels=MAX_PIXELS)).min() >= 250
     cmyk = noise("CMYK", 20, 20)
     plain = decode(written(cmyk, "TIFF"), target=64, max_pixels=MAX_PIXELS)
     broken = decode(written(cmyk, "TIFF", icc_profile=b"junk"), target=64, max_pixels=MAX_PIXELS)
@@ -204,7 +222,14 @@ def test_a_broken_cmyk_profile_costs_only_the_profile() -> None:
 
 def test_large_jpegs_are_decoded_small_but_never_below_twice_the_target() -> None:
     """Reduced decoding halves sides while the short one stays at least 2 * target."""
-    for side, expected in ((127, 127), (255, 255), (256, 128), (511, 256), (512, 128), (2000, 250)):
+    for side, expected in (
+        (255, 255),
+        (256, 128),
+        (511, 511),
+        (512, 128),
+        (2000, 250),
+        (2001, 501),
+    ):
         data = written(noise("L", 3 * side, side), "JPEG")
         assert decode(data, target=64, max_pixels=MAX_PIXELS).height == expected
 
@@ -263,6 +288,17 @@ def test_threads_do_not_disturb_each_other() -> None:
     with ThreadPoolExecutor(8) as threads:
         together = [image.tobytes() for image in threads.map(attempt, data)]
     assert together == alone
+
+
+def test_photographs_are_upright() -> None:
+    """The same photograph stored in all eight EXIF orientations gives the same pixels."""
+    assert list(files("exif_orientation"))
+    for name in ("Landscape", "Portrait"):
+        paths = [SHARED / "exif_orientation" / f"{name}_{turn}.jpg" for turn in range(1, 9)]
+        upright = [decode(path.read_bytes(), target=900, max_pixels=MAX_PIXELS) for path in paths]
+        for image in upright[1:]:  # each has its number painted in the middle
+            difference = np.asarray(image).astype(int) - np.asarray(upright[0])
+            assert np.quantile(np.abs(difference), 0.95) <= 8
 
 
 def test_pillow_is_left_as_it_was() -> None:

@@ -16,7 +16,8 @@ from embed_pipeline.project_run import ProjectRun
 
 Metadata = Mapping[str, dg.MetadataValue | str | int | float]
 
-SHEET_IMAGES = 12
+SHEET_IMAGES = 16
+SHEET_COLUMNS = 8
 SHEET_SIDE = 96
 TABLE_ROWS = 50
 
@@ -49,8 +50,10 @@ def of_embeddings(run: ProjectRun, throughput: Throughput) -> Metadata:
     told: dict[str, dg.MetadataValue | str | int | float] = {
         "contents embedded": throughput.embedded,
         "space": run.card.space,
-        "failures": _failures(run),
     }
+    failures = of_settings(run.failures(), run.card.space, run.limits)
+    if failures.height:
+        told["failures"] = _table(failures)
     if throughput.embedded:
         told["images per second"] = round(throughput.embedded / throughput.seconds, 1)
         told["encoder seconds per 1,000"] = round(
@@ -72,9 +75,9 @@ def of_state(run: ProjectRun, state: CollectionState) -> Metadata:
     }
 
 
-def _failures(run: ProjectRun) -> dg.TableMetadataValue:
+def _table(failures: pl.DataFrame) -> dg.TableMetadataValue:
     columns = ("image_id", "stage", "reason", "detail", "attempts")
-    rows = of_settings(run.failures(), run.card.space, run.limits).select(columns).head(TABLE_ROWS)
+    rows = failures.select(columns).head(TABLE_ROWS)
     schema = dg.TableSchema([dg.TableColumn(name) for name in columns])
     return dg.MetadataValue.table([dg.TableRecord(row) for row in rows.to_dicts()], schema)
 
@@ -85,5 +88,9 @@ def _sheet(run: ProjectRun) -> dg.MarkdownMetadataValue:
         picture(run.deployment, run.project, locator, content_hash, SHEET_SIDE)
         for locator, content_hash in new.select("locator", "content_hash").iter_rows()
     ]
-    thumbnails = [Thumbnail(image) for image in pictures if image]
-    return dg.MetadataValue.md(inline_jpeg(contact_sheet([Row("", thumbnails)], SHEET_SIDE)))
+    thumbnails = [
+        Thumbnail(image, name) for image, name in zip(pictures, new["name"], strict=True) if image
+    ]
+    starts = range(0, len(thumbnails), SHEET_COLUMNS)
+    rows = [Row("", thumbnails[start : start + SHEET_COLUMNS]) for start in starts]
+    return dg.MetadataValue.md(inline_jpeg(contact_sheet(rows, SHEET_SIDE)))

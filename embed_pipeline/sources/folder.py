@@ -137,7 +137,7 @@ class FolderSource:
     def _remembered(self, project: str) -> pl.DataFrame:
         try:
             return HASHES.read(self._hashes_of(project))
-        except (FileNotFoundError, TableError):
+        except TableError:
             return HASHES.empty()  # only a cache: every file is hashed again
 
     def _hashed(self, base: bytes, page: list[Entry], remembered: pl.DataFrame) -> pl.DataFrame:
