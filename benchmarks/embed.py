@@ -3,11 +3,11 @@
 python -m benchmarks.embed [--images FOLDER | --generate N] [--model DIR | random:clip-vit-b-32]
                            [--peer sentence-transformers] [--seed N]
 
-prints one JSON line. Models are loaded and warmed up before any clock starts.
+prints one JSON line. Models are loaded and warmed up before any clock starts. A FOLDER is taken for a
+project; copies of a picture count once.
 """
 
 import argparse
-import hashlib
 import json
 import tempfile
 import time
@@ -16,27 +16,25 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 from PIL import Image
 from platformdirs import user_cache_path
 
 from benchmarks.machine import machine, versions
 from benchmarks.models import write_random_clip
 from benchmarks.photographs import write_photographs
-from embed_pipeline.embedding import Content, Embedded, Work, embed_contents
+from embed_pipeline.deployment import Deployment
 from embed_pipeline.images.decode import decode
 from embed_pipeline.images.preprocess import preprocess
-from embed_pipeline.models.card import load_card
-from embed_pipeline.models.clip import ClipEncoder, load_encoder
+from embed_pipeline.models.clip import ClipEncoder
 from embed_pipeline.models.hub import model_directory
 from embed_pipeline.models.protocol import Pixels
-from embed_pipeline.settings import Settings, load_settings
-from embed_pipeline.vector_library import VectorLibrary
+from embed_pipeline.project_run import ProjectRun
+from embed_pipeline.settings import load_settings
+from embed_pipeline.sync import diff, embed, scan
 
 RANDOM_MODEL = "random:clip-vit-b-32"
 SENTENCE_TRANSFORMERS = "sentence-transformers"
 CACHE = user_cache_path("embed_pipeline") / "benchmarks"
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 ENCODER_SECONDS = 10.0
 PEER_FILES_OPEN = 256
@@ -45,15 +43,23 @@ PEER_FILES_OPEN = 256
 def main() -> None:
     """Measure and print."""
     arguments = _arguments()
-    settings = load_settings()
-    files = _files(arguments)
-    model = _model(arguments)
-    card = load_card(model, CACHE)
-    encoder = load_encoder(
-        card, model_directory(model), device=settings.device, precision=settings.precision
-    )
-    end_to_end = images_per_second_end_to_end(files, encoder, settings)
-    ceiling = images_per_second_of_encoder(encoder, settings.batch_size)
+    folder, model = _images(arguments), _model(arguments)
+    with tempfile.TemporaryDirectory() as home:
+        chosen = {
+            "home": Path(home),
+            "source": f"folder:{folder.parent}",
+            "model_name": model,
+            "qdrant_url": None,
+        }
+        deployment = Deployment(load_settings().model_copy(update=chosen))
+        files = [
+            Path(deployment.source.where(folder.name, row)) for row in _listed(deployment, folder)
+        ]
+        encoder = deployment.encoder(deployment.card)
+        assert isinstance(encoder, ClipEncoder)
+        settings = deployment.settings
+        ceiling = images_per_second_of_encoder(encoder, settings.batch_size)
+        end_to_end = images_per_second_end_to_end(deployment, folder.name)
     report = {
         "images": len(files),
         "megabytes": round(sum(file.stat().st_size for file in files) / 1e6, 1),
@@ -80,36 +86,17 @@ def main() -> None:
     print(json.dumps(report | {"machine": machine(), "versions": versions()}))
 
 
-def images_per_second_end_to_end(
-    files: list[Path], encoder: ClipEncoder, settings: Settings
-) -> float:
-    """Files → bytes → pixels → vectors → a vector library on disk, through the project's own flow."""
-    contents = [
-        Content(hashlib.sha256(str(file).encode()).digest(), file.name, str(file)) for file in files
-    ]
-    failures = []
-    with tempfile.TemporaryDirectory() as folder:
-        library = VectorLibrary(Path(folder), encoder.card.dimension)
-
-        def commit(embedded: Embedded) -> None:
-            hashes = pl.Series([content.content_hash for content in embedded.contents])
-            library.add(hashes, embedded.vectors)
-
-        work = Work(
-            read=lambda content: Path(content.locator).read_bytes(),
-            encoder=encoder,
-            commit=commit,
-            failed=lambda content, error: failures.append((content.image_id, str(error))),
-            progress=lambda _more: None,
-            batch_size=settings.batch_size,
-            workers=settings.decode_workers,
-            max_pixels=settings.max_image_pixels,
-        )
-        embed_contents(contents[: settings.batch_size], work)
-        done = embed_contents(contents, work)
-    if failures:
-        raise SystemExit(f"not embedded: {failures[:3]}")
+def images_per_second_end_to_end(deployment: Deployment, project: str) -> float:
+    """The step `embed` as a sync runs it: files to library parts and points in the embedded store."""
+    done = embed(ProjectRun(deployment, project, "benchmark"))
     return done.embedded / done.seconds
+
+
+def _listed(deployment: Deployment, folder: Path) -> list[str]:
+    """List and compare, as a sync does before it embeds; the contents that it will embed."""
+    run = ProjectRun(deployment, folder.name, "benchmark")
+    scan(run)
+    return diff(run).actions.filter(action="embed")["image_id"].to_list()
 
 
 def images_per_second_of_encoder(encoder: ClipEncoder, batch_size: int) -> float:
@@ -157,16 +144,13 @@ def _rate(files: list[Path], work: Callable[[], None]) -> float:
     return len(files) / (time.perf_counter() - started)
 
 
-def _files(arguments: argparse.Namespace) -> list[Path]:
-    if arguments.images is None:
-        folder = CACHE / f"photographs-{arguments.seed}-{arguments.generate}"
-        if folder.is_dir():
-            return sorted(folder.iterdir())
-        return write_photographs(folder, arguments.generate, arguments.seed)
-    files = [file for file in arguments.images.rglob("*") if file.suffix.lower() in SUFFIXES]
-    if not files:
-        raise SystemExit(f"{arguments.images}: no images")
-    return sorted(files)
+def _images(arguments: argparse.Namespace) -> Path:
+    if arguments.images is not None:
+        return Path(arguments.images).absolute()
+    folder = CACHE / "photographs" / f"{arguments.generate}-of-seed-{arguments.seed}"
+    if not folder.is_dir():
+        write_photographs(folder, arguments.generate, arguments.seed)
+    return folder
 
 
 def _model(arguments: argparse.Namespace) -> str:

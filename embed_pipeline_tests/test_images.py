@@ -222,14 +222,7 @@ def test_cmyk_goes_through_its_profile() -> None:
 
 def test_large_jpegs_are_decoded_small_but_never_below_twice_the_target() -> None:
     """Reduced decoding halves sides while the short one stays at least 2 * target."""
-    for side, expected in (
-        (255, 255),
-        (256, 128),
-        (511, 511),
-        (512, 128),
-        (2000, 250),
-        (2001, 501),
-    ):
+    for side, expected in ((127, 127), (255, 255), (256, 128), (511, 256), (512, 128), (2001, 251)):
         data = written(noise("L", 3 * side, side), "JPEG")
         assert decode(data, target=64, max_pixels=MAX_PIXELS).height == expected
 
@@ -298,7 +291,7 @@ def test_photographs_are_upright() -> None:
         upright = [decode(path.read_bytes(), target=900, max_pixels=MAX_PIXELS) for path in paths]
         for image in upright[1:]:  # each has its number painted in the middle
             difference = np.asarray(image).astype(int) - np.asarray(upright[0])
-            assert np.quantile(np.abs(difference), 0.95) <= 8
+            assert np.median(np.abs(difference)) <= 4
 
 
 def test_pillow_is_left_as_it_was() -> None:

@@ -50,6 +50,8 @@ _PLUGINS: tuple[type[ImageFile.ImageFile], ...] = (
 _FORMATS = ", ".join(str(plugin.format) for plugin in _PLUGINS)
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 
+Box = tuple[float, float, float, float]
+
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -92,10 +94,21 @@ def decode(data: bytes, *, target: int, max_pixels: int) -> Image.Image:
     with _explained(max_pixels):
         image = _open(data)
         _check_size(image, data, max_pixels)
-        if isinstance(image, JpegImagePlugin.JpegImageFile):
-            _reduce(image, target)
+        filled = _reduce(image, target)
         image.load()
-        return _upright(to_rgb(image), _orientation(image))
+        rgb = to_rgb(image)
+        if filled:
+            rgb = rgb.resize(rgb.size, Image.Resampling.BICUBIC, box=filled)
+        return _upright(rgb, _orientation(image))
+
+
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) in pixels as stored, from the header; None where it does not tell."""
+    try:
+        with _explained(0):
+            return _open(data).size
+    except ImageError:
+        return None
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
@@ -143,15 +156,17 @@ def _check_size(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> Non
             raise ImageError("decode", "too_many_scans", detail)
 
 
-def _reduce(image: JpegImagePlugin.JpegImageFile, target: int) -> None:
-    """Decode at 1/2, 1/4 or 1/8 where more than enough pixels remain.
+def _reduce(image: ImageFile.ImageFile, target: int) -> Box | None:
+    """Have a large JPEG decoded at 1/2, 1/4 or 1/8 of its size.
 
-    A side that is no multiple of 8 rounds up when reduced, which moves the picture by up to half a
-    pixel, another way in each orientation: twice as many pixels make that not matter.
+    A side that this does not divide rounds up: then the result is the box in pixels, not whole
+    ones, that the picture really fills. Taking the rounded size for it would move the picture by
+    up to half a pixel, another way in each orientation.
     """
-    exact = image.width % 8 == 0 and image.height % 8 == 0
-    least = (2 if exact else 4) * target
-    image.draft(None, (least, least))
+    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+        return None
+    reduced = image.draft(None, (2 * target, 2 * target))
+    return None if reduced is None or reduced[1][2:] == image.size else reduced[1]
 
 
 def _orientation(image: Image.Image) -> int:

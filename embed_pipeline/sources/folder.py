@@ -16,7 +16,7 @@ from pathlib import Path
 import polars as pl
 
 from embed_pipeline.errors import ImageError, ProjectNotFound, TableError
-from embed_pipeline.images.header import image_size
+from embed_pipeline.images.decode import image_size
 from embed_pipeline.manifest import MANIFEST
 from embed_pipeline.sources.names import from_text, readable, to_text
 from embed_pipeline.sources.protocol import Listing

@@ -4,7 +4,7 @@ Every step draws new scenes and learns two things from them: which caption belon
 and which scenes show what a short mention ("a red circle") asks for; the scenes themselves tell the
 truth. The second teaches the model to bind a colour to its shape.
 
-The same seed, steps, kind of processor and torch version give the same weights.
+The same seed, steps, kind of processor and versions of the libraries give the same weights.
 """
 
 import argparse
