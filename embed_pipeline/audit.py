@@ -65,7 +65,7 @@ def _altered(run: ProjectRun) -> pl.DataFrame:
             at = pl.DataFrame({"content_hash": hashes}).with_row_index("at")
             rows = points.with_row_index("row").join(at, on="content_hash")
             same = cosines(vectors[rows["row"].to_numpy()], expected[rows["at"].to_numpy()])
-            altered.append(rows.filter(pl.Series(same < SAME_COSINE)).select("point_id"))
+            altered.append(rows.filter(~pl.Series(same >= SAME_COSINE)).select("point_id"))
     return pl.concat(altered)
 
 

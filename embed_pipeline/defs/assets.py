@@ -1,5 +1,7 @@
 """The four assets: manifest, diff, embeddings, collection state. One partition is one project."""
 
+from functools import partial
+
 import dagster as dg
 
 from embed_pipeline import sync
@@ -8,17 +10,18 @@ from embed_pipeline.defs.partitions import projects
 from embed_pipeline.defs.resources import EmbedPipeline
 from embed_pipeline.manifest import data_version
 
-OWNERS = ["team:embed-pipeline"]
 GROUP = "image_search"
 
-
-@dg.asset(
+project_asset = partial(
+    dg.asset,
     partitions_def=projects,
     group_name=GROUP,
-    owners=OWNERS,
-    kinds={"polars", "parquet"},
+    owners=["team:embed-pipeline"],
     code_version="1",
 )
+
+
+@project_asset(kinds={"polars", "parquet"})
 def image_manifest(
     context: dg.AssetExecutionContext, pipeline: EmbedPipeline
 ) -> dg.MaterializeResult[None]:
@@ -31,14 +34,7 @@ def image_manifest(
     )
 
 
-@dg.asset(
-    partitions_def=projects,
-    deps=[image_manifest],
-    group_name=GROUP,
-    owners=OWNERS,
-    kinds={"polars", "parquet"},
-    code_version="1",
-)
+@project_asset(deps=[image_manifest], kinds={"polars", "parquet"})
 def image_diff(
     context: dg.AssetExecutionContext, pipeline: EmbedPipeline
 ) -> dg.MaterializeResult[None]:
@@ -47,14 +43,7 @@ def image_diff(
     return dg.MaterializeResult(metadata=metadata.of_diff(run, sync.diff(run)))
 
 
-@dg.asset(
-    partitions_def=projects,
-    deps=[image_diff],
-    group_name=GROUP,
-    owners=OWNERS,
-    kinds={"pytorch", "parquet"},
-    code_version="1",
-)
+@project_asset(deps=[image_diff], kinds={"pytorch", "parquet"})
 def image_embeddings(
     context: dg.AssetExecutionContext, pipeline: EmbedPipeline
 ) -> dg.MaterializeResult[None]:
@@ -69,14 +58,7 @@ class ApplyConfig(dg.Config):
     confirm_removals: int | None = None
 
 
-@dg.asset(
-    partitions_def=projects,
-    deps=[image_embeddings],
-    group_name=GROUP,
-    owners=OWNERS,
-    kinds={"qdrant"},
-    code_version="1",
-)
+@project_asset(deps=[image_embeddings], kinds={"qdrant"})
 def collection_state(
     context: dg.AssetExecutionContext, pipeline: EmbedPipeline, config: ApplyConfig
 ) -> dg.MaterializeResult[None]:
