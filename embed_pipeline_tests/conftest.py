@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ import pytest
 from PIL import Image
 
 from embed_pipeline.deployment import Deployment
+from embed_pipeline.models import clip
+from embed_pipeline.models.clip import ClipEncoder, Device, Precision, load_encoder
+from embed_pipeline.models.protocol import ModelCard
 from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.settings import load_settings
 
@@ -32,13 +36,20 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EMBED_SOURCE", f"folder:{root}")
     monkeypatch.setenv("EMBED_SOURCE_ID", "test")
     monkeypatch.setenv("EMBED_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("EMBED_MODEL", "/tmp/dev/tiny")
+    monkeypatch.setenv("EMBED_MODEL", "demo")
     return root
 
 
+@cache
+def load_once(card: ModelCard, directory: Path, device: Device, precision: Precision) -> ClipEncoder:
+    """The real model, loaded once for all tests of this process."""
+    return load_encoder(card, directory, device=device, precision=precision)
+
+
 @pytest.fixture
-def start(root: Path) -> Callable[..., ProjectRun]:
-    """Start a run on a project of `root`: everything is opened anew, as in a new process."""
+def start(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ProjectRun]:
+    """Start a run on a project of `root`: everything but the model is opened anew, as in a new process."""
+    monkeypatch.setattr(clip, "load_encoder", load_once)
 
     def start(project: str = "cats", run_id: str = "run") -> ProjectRun:
         return ProjectRun(Deployment(load_settings()), project, run_id)
