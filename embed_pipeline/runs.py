@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 from uuid import uuid4
 
 import dagster as dg
+from dagster._core.instance import InstanceRef
+from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
 
 from embed_pipeline.collection_state import CollectionState
 from embed_pipeline.dagster_home import prepare_dagster_home
@@ -14,13 +17,15 @@ from embed_pipeline.defs.jobs import sync_project
 from embed_pipeline.defs.partitions import projects
 from embed_pipeline.defs.resources import Launcher, launcher
 from embed_pipeline.deployment import Deployment
-from embed_pipeline.errors import AuditFailed, EmbedPipelineError
+from embed_pipeline.errors import EmbedPipelineError
 from embed_pipeline.progress import Progress, silent
 from embed_pipeline.settings import Settings
 from embed_pipeline.sources.names import partition_key
 
-# The events are in the instance, where the UI shows them; a terminal gets a bar and a line.
+Status = Literal["success", "failed", "canceled"]
 COUNTS = ("embed", "reuse", "relabel", "remove", "unchanged", "failed")
+# The events are in the instance, where the UI shows them; a terminal gets a bar and a line.
+_NO_CAPTURE = NoOpComputeLogManager
 _QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
 
 
@@ -30,7 +35,7 @@ class SyncOutcome:
 
     project_id: str
     run_id: str
-    status: str
+    status: Status
     embed: int | None
     reuse: int | None
     relabel: int | None
@@ -42,9 +47,16 @@ class SyncOutcome:
 
 @contextmanager
 def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
-    """The instance of DAGSTER_HOME, made ready where it is new."""
-    prepare_dagster_home(settings)
-    with dg.DagsterInstance.get() as instance:
+    """The instance of DAGSTER_HOME, made ready where it is new.
+
+    What runs of this process write to stderr goes to the terminal itself: Dagster would catch it in
+    a file, and start four processes to copy it back.
+    """
+    home = prepare_dagster_home(settings)
+    uncaptured = {"compute_logs": {"module": _NO_CAPTURE.__module__, "class": _NO_CAPTURE.__name__}}
+    with dg.DagsterInstance.from_ref(
+        InstanceRef.from_dir(str(home), overrides=uncaptured)
+    ) as instance:
         yield instance
 
 
@@ -61,7 +73,10 @@ def run_sync(
     confirm_removals: int | None = None,
     progress: Progress = silent,
 ) -> SyncOutcome:
-    """Run `sync_project` for one project here. Errors of the project are told in the outcome."""
+    """Run `sync_project` for one project here. Errors of the project are told in the outcome.
+
+    Raises KeyboardInterrupt where this process was interrupted; what was embedded is kept.
+    """
     key = partition_key(project)
     instance.add_dynamic_partitions(str(projects.name), [key])
     run_id = str(uuid4())
@@ -77,25 +92,32 @@ def run_sync(
             },
         )
     except EmbedPipelineError as error:
-        return _outcome(deployment, project, run_id, error)
+        return _outcome(deployment, project, run_id, "failed", str(error))
     except dg.DagsterError:
         if (state := _own_state(deployment, project, run_id)) and not state.equal:
-            return _outcome(deployment, project, run_id, _audit_error(project, state))
+            return _outcome(deployment, project, run_id, "failed", _audit_error(project, state))
         raise
+    except dg.DagsterExecutionInterruptedError:
+        run = instance.get_run_by_id(run_id)
+        if run and run.status == dg.DagsterRunStatus.CANCELED:
+            return _outcome(deployment, project, run_id, "canceled", _stopped(project))
+        if run:
+            instance.report_run_canceled(run, "Interrupted on the command line.")
+        raise KeyboardInterrupt from None
     finally:
         launcher.reset(token)
-    return _outcome(deployment, project, run_id, None)
+    return _outcome(deployment, project, run_id, "success")
 
 
 def _outcome(
-    deployment: Deployment, project: str, run_id: str, error: EmbedPipelineError | None
+    deployment: Deployment, project: str, run_id: str, status: Status, error: str | None = None
 ) -> SyncOutcome:
     state = _own_state(deployment, project, run_id)
     return SyncOutcome(
         project_id=project,
         run_id=run_id,
-        status="failed" if error else "success",
-        error=str(error) if error else None,
+        status=status,
+        error=error,
         **{name: getattr(state, name, None) for name in COUNTS},
     )
 
@@ -105,8 +127,15 @@ def _own_state(deployment: Deployment, project: str, run_id: str) -> CollectionS
     return state if state and state.run_id == run_id else None
 
 
-def _audit_error(project: str, state: CollectionState) -> AuditFailed:
-    return AuditFailed(
+def _audit_error(project: str, state: CollectionState) -> str:
+    return (
         f"{project}: the collection does not equal the source: {state.differences}; sync again, and if "
         f"that does not mend it: embed-pipeline verify {project}"
+    )
+
+
+def _stopped(project: str) -> str:
+    return (
+        f"{project}: stopped in the Dagster UI; what was embedded is kept, the next sync goes on: "
+        f"embed-pipeline sync {project}"
     )

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from embed_pipeline.progress import Progress, silent
 
+PIPE_COLUMNS = 10_000
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -16,8 +18,14 @@ if TYPE_CHECKING:
 def print_json(
     document: "DataclassInstance | Sequence[DataclassInstance] | Mapping[str, Any]",
 ) -> None:
-    """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(document, default=_as_json, ensure_ascii=False, indent=2) + "\n")
+    """One JSON document on stdout, UTF-8.
+
+    A path that is not UTF-8 has lone surrogates for its odd bytes. As JSON escapes they are valid,
+    and Python's os.fsencode gives the path back.
+    """
+    text = json.dumps(document, default=_as_json, ensure_ascii=False, indent=2) + "\n"
+    sys.stdout.buffer.write(text.encode(errors="backslashreplace"))
+    sys.stdout.flush()
 
 
 def print_table(rows: "Sequence[DataclassInstance]", columns: Sequence[str]) -> None:
@@ -28,16 +36,19 @@ def print_table(rows: "Sequence[DataclassInstance]", columns: Sequence[str]) -> 
 
     table = Table(box=None, header_style="bold")
     for column in columns:
-        table.add_column(column.replace("_", " "))
+        table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
-        cells = (getattr(row, column) for column in columns)
-        table.add_row(
-            *(
-                Text("" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell))
-                for cell in cells
-            )
-        )
-    Console().print(table)
+        table.add_row(*(Text(_cell(getattr(row, column))) for column in columns))
+    # A pipe has no width: nothing is folded there.
+    Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS).print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "" if value is None else str(value).encode(errors="replace").decode()
 
 
 def say(message: str) -> None:

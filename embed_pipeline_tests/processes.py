@@ -1,11 +1,17 @@
 """Real processes for tests: the command line, and the Dagster UI with its daemon."""
 
+import fcntl
 import json
 import os
+import pty
+import re
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from embed_pipeline_tests.conftest import OUR_VARIABLES
+
 Found = TypeVar("Found")
 Environment = Mapping[str, str]
 
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 PROGRAM = [sys.executable, "-m", "embed_pipeline.cli"]
 
 
@@ -29,8 +38,11 @@ def wait_until(look: Callable[[], Found | None], seconds: float, what: str) -> F
 
 
 def environment(**ours: object) -> dict[str, str]:
-    """What a process of ours is given: this process's environment, and variables of its own."""
-    return os.environ | {name: str(value) for name, value in ours.items()}
+    """What a process of ours is given: this process's environment, our variables replaced."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(OUR_VARIABLES)}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
+    general = {"HF_HUB_OFFLINE": "1", "TERM": "xterm-256color"}
+    return kept | general | {name: str(value) for name, value in ours.items()}
 
 
 def command(*arguments: str | bytes, env: Environment) -> subprocess.CompletedProcess[str]:
@@ -52,14 +64,7 @@ def started(
     arguments: Sequence[str], env: Environment, **popen: Any
 ) -> Iterator[subprocess.Popen[str]]:
     """A process in a session of its own, all of which is gone on leaving."""
-    process = subprocess.Popen(
-        arguments,
-        env=env,
-        text=True,
-        start_new_session=True,
-        preexec_fn=_heed_interrupts,
-        **popen,
-    )
+    process = subprocess.Popen(arguments, env=env, text=True, start_new_session=True, **popen)
     try:
         yield process
     finally:
@@ -68,6 +73,26 @@ def started(
                 os.killpg(process.pid, number)
                 _wait_for_group(process, 10)
         process.communicate()
+
+
+class Terminal:
+    """A terminal for a process to write to, wide enough that nothing is cut."""
+
+    def __init__(self) -> None:
+        self._reading, self.writing = pty.openpty()
+        fcntl.ioctl(self.writing, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 250, 0, 0))
+        self._seen = b""
+
+    def text(self) -> str:
+        """All that was written to it so far, without colours and movements of the cursor."""
+        while select.select([self._reading], [], [], 0)[0]:
+            self._seen += os.read(self._reading, 1 << 16)
+        return re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", self._seen.decode(errors="replace"))
+
+    def close(self) -> None:
+        """Close both ends."""
+        os.close(self._reading)
+        os.close(self.writing)
 
 
 def alive(process: subprocess.Popen[str]) -> bool:
@@ -84,11 +109,6 @@ def _wait_for_group(process: subprocess.Popen[str], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while alive(process) and time.monotonic() < deadline:
         time.sleep(0.05)
-
-
-def _heed_interrupts() -> None:
-    # A test runner started in the background ignores SIGINT, and its children would too.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def free_port() -> int:
@@ -116,6 +136,9 @@ query ($id: ID!) {
     ... on EventConnection { events {
       __typename
       ... on MessageEvent { message stepKey }
+      ... on MaterializationEvent { metadataEntries {
+        label ... on IntMetadataEntry { intValue }
+      } }
       ... on ExecutionStepFailureEvent { error { message errorChain { error { message } } } }
     } }
   }
@@ -181,7 +204,7 @@ class DagsterUI:
         status: str = self.query(STATUS, id=run_id)["runOrError"]["status"]
         return status
 
-    def wait_for(self, run_id: str, *statuses: str, seconds: float = 60) -> str:
+    def wait_for(self, run_id: str, *statuses: str, seconds: float = 90) -> str:
         """Wait for one of these statuses."""
         wait_until(lambda: self.status(run_id) in statuses, seconds, f"{statuses} of a run")
         return self.status(run_id)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import dagster as dg
 from pydantic import PrivateAttr
 
+from embed_pipeline.defs.run_launcher import run_lock
 from embed_pipeline.deployment import Deployment, open_deployment
 from embed_pipeline.lease import lease
 from embed_pipeline.progress import Progress, silent
@@ -44,6 +45,8 @@ class EmbedPipeline(dg.ConfigurableResource):  # type: ignore[type-arg]  # it is
             project = project_of(context.partition_key)
             home, wait = deployment.project_home(project), deployment.settings.lease_wait_seconds
             run_id = context.run.run_id
+            alive = self._held.enter_context(run_lock(context.instance, run_id).acquire(0, "run"))
+            self._held.callback(alive.path.unlink, missing_ok=True)
             self._held.enter_context(lease(home, project, run_id, wait))
             self._run = ProjectRun(deployment, project, run_id, here.progress)
         return self._run
