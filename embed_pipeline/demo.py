@@ -11,10 +11,10 @@ from embed_pipeline.errors import EmbedPipelineError
 from embed_pipeline.manifest import MANIFEST
 from embed_pipeline.pictures import picture
 from embed_pipeline.runs import COUNTS, SyncOutcome, dagster_instance, run_sync
-from embed_pipeline.sample import DEMO_QUERIES, PROJECT, make_sample, matches
+from embed_pipeline.sample import ALONE, DEMO_QUERIES, PROJECT, make_sample, matches
 from embed_pipeline.search.query import Hit, Query, search
 from embed_pipeline.settings import DEMO_MODEL, SAMPLE
-from embed_pipeline.terminal import print_table, progress_bar, say
+from embed_pipeline.terminal import print_line, print_table, progress_bar
 
 HITS = 5
 SHEET_SIDE = 160
@@ -48,8 +48,8 @@ def run_demo(deployment: Deployment) -> DemoOutcome:
         outcome = run_sync(sample, instance, PROJECT, progress=progress)
     if outcome.error:
         raise EmbedPipelineError(outcome.error)
-    searches = [_search_text(sample, colour, shape) for colour, shape in DEMO_QUERIES]
-    searches.append(_search_like(sample, searches[0].hits[0]))
+    searches = [_search_text(sample, *pair) for pair in DEMO_QUERIES]
+    searches.append(_search_like(sample, searches))
     return DemoOutcome(PROJECT, outcome, searches, str(_draw(sample, searches)))
 
 
@@ -57,9 +57,9 @@ def show(outcome: DemoOutcome) -> None:
     """Print the outcome for people."""
     print_table([outcome.sync], ("project_id", "status", *COUNTS))
     for found in outcome.searches:
-        say(f"\n{found.query}: {found.right} of {len(found.hits)} right")
+        print_line(f"\n{found.query}: {found.right} of {len(found.hits)} right")
         print_table(found.hits, ("score", "name", "dataset"))
-    say(f"\ncontact sheet: {outcome.sheet}")
+    print_line(f"\ncontact sheet: {outcome.sheet}")
 
 
 def _search_text(deployment: Deployment, colour: str, shape: str) -> DemoSearch:
@@ -68,10 +68,12 @@ def _search_text(deployment: Deployment, colour: str, shape: str) -> DemoSearch:
     return DemoSearch(query, hits, sum(matches(hit.name, colour, shape) for hit in hits))
 
 
-def _search_like(deployment: Deployment, reference: Hit) -> DemoSearch:
-    """Right is a hit that shows what the reference, the best hit of the first text search, was found for."""
+def _search_like(deployment: Deployment, searches: list[DemoSearch]) -> DemoSearch:
+    """More like the first hit that shows one thing only; right are those that show it, too."""
+    found = [(pair, hit) for pair, s in zip(DEMO_QUERIES, searches, strict=True) for hit in s.hits]
+    pair, reference = next((each for each in found if each[1].dataset == ALONE), found[0])
     hits = search(deployment, PROJECT, Query(like=[reference.image_id], limit=HITS)).hits
-    right = sum(matches(hit.name, *DEMO_QUERIES[0]) for hit in hits)
+    right = sum(matches(hit.name, *pair) for hit in hits)
     return DemoSearch(f"like {reference.name}", hits, right)
 
 

@@ -10,7 +10,8 @@ PROJECT = "scenes"
 # What the demo searches for ("a red circle"); each is in many pictures of the sample.
 DEMO_QUERIES: tuple[Pair, ...] = (("red", "circle"), ("blue", "star"), ("green", "heart"))
 
-_DATASETS = {1: "single", 2: "groups/pairs", 3: "groups/crowds", 4: "groups/crowds"}
+ALONE = "single"  # the dataset of pictures with one object
+_DATASETS = {1: ALONE, 2: "groups/pairs", 3: "groups/crowds", 4: "groups/crowds"}
 _PICTURE_SIZES = ((400, 300), (384, 256), (320, 320), (300, 400), (320, 240))  # pixels
 
 

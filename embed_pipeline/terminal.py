@@ -51,6 +51,12 @@ def _cell(value: object) -> str:
     return "" if value is None else str(value).encode(errors="replace").decode()
 
 
+def print_line(text: str) -> None:
+    """One line on stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 def say(message: str) -> None:
     """One line on stderr."""
     sys.stderr.write(message + "\n")
