@@ -117,10 +117,6 @@ def shared_place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     (home / "dagster").mkdir(parents=True)
     ours = yaml.safe_load(shipped("dagster.yaml").read_text())
     ours["run_monitoring"]["poll_interval_seconds"] = 1
-    ours.setdefault(
-        "run_launcher",
-        {"module": "embed_pipeline.defs.run_launcher", "class": "EmbedPipelineRunLauncher"},
-    )  # TODO
     (home / "dagster" / "dagster.yaml").write_text(yaml.safe_dump(ours))
     env = environment(
         EMBED_SOURCE=f"folder:{root}",
