@@ -41,7 +41,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @cache
-def load_once(card: ModelCard, directory: Path, device: Device, precision: Precision) -> ClipEncoder:
+def load_once(
+    card: ModelCard, directory: Path, device: Device, precision: Precision
+) -> ClipEncoder:
     """The real model, loaded once for all tests of this process."""
     return load_encoder(card, directory, device=device, precision=precision)
 

@@ -21,7 +21,19 @@ from embed_pipeline.sources.names import from_text, partition_key, project_of, t
 from embed_pipeline_tests.conftest import draw
 
 Scan = Callable[[str], pl.DataFrame]
-NASTY = ["a b", "ü🐈", "100%", "%25", "new\nline", "a...b", "-x", "'\"", "a,b;c", "C:\\x", "x" * 200]
+NASTY = [
+    "a b",
+    "ü🐈",
+    "100%",
+    "%25",
+    "new\nline",
+    "a...b",
+    "-x",
+    "'\"",
+    "a,b;c",
+    "C:\\x",
+    "x" * 200,
+]
 
 
 @pytest.fixture
@@ -232,7 +244,9 @@ def test_a_folder_that_cannot_be_read_is_an_error(nobody: Path) -> None:
     user = os.geteuid()
     try:
         os.seteuid(user or 65534)
-        with pytest.raises(SourceUnavailable, match=r"closed: cannot be listed .*nothing was removed"):
+        with pytest.raises(
+            SourceUnavailable, match=r"closed: cannot be listed .*nothing was removed"
+        ):
             list(source.scan("cats"))
     finally:
         os.seteuid(user)

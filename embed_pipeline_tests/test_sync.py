@@ -167,6 +167,27 @@ def test_a_bad_image_is_a_row(cats: Path, start: Start) -> None:
     assert start().failures().is_empty()
 
 
+def test_odd_files_never_stop_a_project(root: Path, start: Start) -> None:
+    """Hundreds of damaged and exotic files: each is indexed or recorded with stage and reason."""
+    shared = Path(__file__).parents[2] / "shared" / "data"
+    if not shared.is_dir():
+        pytest.skip(f"needs the images in {shared}")
+    for folder in ("odd_images", "pngsuite", "exif_orientation"):
+        shutil.copytree(shared / folder, root / "odd" / folder)
+    state = sync(start("odd"))
+    assert state.images == state.indexed + state.failed > 500
+    failures = start("odd").failures()
+    assert failures.filter(pl.any_horizontal(pl.col("stage", "reason").is_null())).is_empty()
+    assert verify(start("odd"), vectors=True).equal
+
+
+def test_a_header_that_lies_is_a_bad_image_only(cats: Path, start: Start) -> None:
+    """A bitmap that claims four thousand million columns is one failed image."""
+    header = b"BM" + bytes(12) + (40).to_bytes(4, "little") + bytes.fromhex("81ffffff 81ffffff")
+    (cats / "liar.bmp").write_bytes(header + bytes.fromhex("0100 1800") + bytes(100))
+    assert counts(sync(start())) == {"failed": 1, "unchanged": 10}
+
+
 def test_a_failed_image_is_tried_again_when_a_limit_changes(
     cats: Path, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,9 +106,11 @@ def image_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) in pixels as stored, from the header; None where it does not tell."""
     try:
         with _explained(0):
-            return _open(data).size
+            width, height = _open(data).size
     except ImageError:
         return None
+    # A damaged header may claim any number.
+    return (width, height) if 0 < min(width, height) <= max(width, height) < 2**31 else None
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
