@@ -66,13 +66,17 @@ def sync(
     deployment = _deployment()
     names = _chosen(deployment, project or [], everything=everything)
     outcomes = []
-    with dagster_instance(deployment.settings) as instance:
-        for name in names:
-            with progress_bar(name) as progress:
-                outcome = run_sync(deployment, instance, name, confirm_removals, progress)
-            if outcome.error:
-                say(f"error: {outcome.error}")
-            outcomes.append(outcome)
+    try:
+        with dagster_instance(deployment.settings) as instance:
+            for name in names:
+                with progress_bar(name) as progress:
+                    outcome = run_sync(deployment, instance, name, confirm_removals, progress)
+                if outcome.error:
+                    say(f"error: {outcome.error}")
+                outcomes.append(outcome)
+    except KeyboardInterrupt:
+        say("stopped: what was embedded is kept, and the next sync goes on from there")
+        raise
     print_json(outcomes) if as_json else print_table(outcomes, ("project_id", "status", *COUNTS))
     failed = any(outcome.error or (strict and outcome.failed) for outcome in outcomes)
     raise typer.Exit(1 if failed else 0)
