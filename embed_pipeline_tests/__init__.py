@@ -1,0 +1,1 @@
+"""Tests: promises of one sentence each, over real files, stores and processes."""

@@ -75,7 +75,7 @@ def level(room: str) -> int:
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_one_way(module: Path) -> None:
-    """A module imports only from its own room and lower ones, and foreign libraries only where they belong."""
+    """A module imports only from its room and lower ones, and foreign libraries where they belong."""
     if module == PACKAGE / "__init__.py":
         return
     room = room_of(module)
