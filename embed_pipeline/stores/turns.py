@@ -160,6 +160,10 @@ class Keeper:
                     return
 
     def _is_closed(self, turns: Turns) -> bool:
-        with suppress(EmbedPipelineError):  # what it had to keep was flushed in its last turn
+        try:
             return turns.let_go_if_unused()
-        return True
+        except (EmbedPipelineError, OSError):
+            # What it had to keep was flushed in its last turn; nobody may wait for it for ever.
+            with suppress(EmbedPipelineError, OSError):
+                turns.let_go()
+            return True
