@@ -32,7 +32,7 @@ class Collection(Protocol):
     """
 
     def exists(self) -> bool:
-        """Whether the collection was ever written and not dropped."""
+        """Whether the project has points here: a collection lasts from its first point to its last."""
         ...
 
     def upsert(self, points: pl.DataFrame, vectors: Vectors) -> None:
