@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embed_pipeline.errors import EmbedPipelineError, SettingsError
+from embed_pipeline.errors import EmbedPipelineError, ProjectNotFound, SettingsError
 from embed_pipeline.terminal import print_json, print_table, progress_bar, say
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def sync(
 
     deployment = _deployment()
     names = _chosen(deployment, project or [], everything=everything)
+    if confirm_removals is not None and len(names) != 1:
+        raise SettingsError("--confirm-removals is for one project: name it")
     outcomes = []
     try:
         with dagster_instance(deployment.settings) as instance:
@@ -96,7 +98,7 @@ def verify(
     from embed_pipeline.project_run import ProjectRun
 
     deployment = _deployment()
-    name = _chosen(deployment, [project], everything=False)[0]
+    [name] = _chosen(deployment, [project], everything=False)
     home, wait = deployment.project_home(name), deployment.settings.lease_wait_seconds
     with lease(home, name, "verify", wait):
         found = audit.verify(ProjectRun(deployment, name, "verify"), vectors=vectors)
@@ -123,9 +125,10 @@ def search(
 ) -> None:
     """Find images by text, by image, or both."""
     from embed_pipeline.search.query import Query, search
+    from embed_pipeline.sources.names import typed
 
     deployment = _deployment()
-    name = _chosen(deployment, [project], everything=False)[0]
+    name = typed(project)
     query = Query(text or [], like or [], not_text or [], unlike or [], limit)
     answer = search(deployment, name, query)
     for cut in answer.truncated:
@@ -168,7 +171,15 @@ def _chosen(deployment: "Deployment", names: list[str], *, everything: bool) -> 
 
     if everything == bool(names):
         raise SettingsError("name the projects to sync, or all of them with --all")
-    return deployment.source.projects() if everything else [typed(name) for name in names]
+    known = deployment.source.projects()
+    chosen = known if everything else [typed(name) for name in names]
+    # Before anything is made for it: a mistyped name must not become a partition.
+    if strangers := [name for name in chosen if name not in known]:
+        raise ProjectNotFound(
+            f"{strangers[0]}: no such project in EMBED_SOURCE={deployment.settings.source}; "
+            f"projects there: {', '.join(known[:10]) or 'none'}"
+        )
+    return chosen
 
 
 def main() -> None:

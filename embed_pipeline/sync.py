@@ -83,10 +83,11 @@ def embed(run: ProjectRun) -> Throughput:
         return Throughput()
     new_failures: list[pl.DataFrame] = []
     try:
-        return embed_contents(contents, _work(run, actions, len(contents), new_failures))
+        throughput = embed_contents(contents, _work(run, actions, len(contents), new_failures))
     finally:
         _record_failures(run, new_failures)
-        run.library.merge()
+    run.library.merge()
+    return throughput
 
 
 def apply(run: ProjectRun, confirm_removals: int | None = None) -> CollectionState:

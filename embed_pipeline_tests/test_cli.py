@@ -136,6 +136,8 @@ def test_images_are_found_by_image(env: Environment) -> None:
 
 ERRORS = [
     (["sync", "dogs"], {}, "dogs: no such project"),
+    (["verify", "dogs"], {}, "dogs: no such project"),
+    (["sync", "--all", "--confirm-removals", "3"], {}, "--confirm-removals is for one project"),
     (["sync"], {}, "name the projects to sync, or all of them with --all"),
     (
         ["sync", "--all"],
