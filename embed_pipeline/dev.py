@@ -6,10 +6,17 @@ import sys
 from embed_pipeline.dagster_home import shipped
 from embed_pipeline.deployment import Deployment
 from embed_pipeline.runs import dagster_instance, register_projects
+from embed_pipeline.sample import make_sample
+from embed_pipeline.settings import SAMPLE
 
 
 def serve_dagster(deployment: Deployment, port: int) -> None:
-    """Make a partition for every project, then become `dagster dev`; does not return."""
+    """Make a partition for every project, then become `dagster dev`; does not return.
+
+    Where no source is set, the sample project is made first, so that there is something to see.
+    """
+    if deployment.settings.source == SAMPLE:
+        make_sample(deployment.home.sample)
     with dagster_instance(deployment.settings) as instance:
         register_projects(deployment, instance)
     workspace = str(shipped("workspace.yaml"))
