@@ -19,15 +19,13 @@ def serve_dagster(deployment: Deployment, port: int) -> None:
         make_sample(deployment.home.sample)
     with dagster_instance(deployment.settings) as instance:
         register_projects(deployment, instance)
-    workspace = str(shipped("workspace.yaml"))
-    command = [
-        "dagster",
-        "dev",
+    options = [
         "--workspace",
-        workspace,
-        "--port",
-        str(port),
+        str(shipped("workspace.yaml")),
         "--host",
         "127.0.0.1",
+        "--port",
+        str(port),
     ]
-    os.execv(sys.executable, [sys.executable, "-m", *command])  # noqa: S606  our own interpreter
+    # Our own interpreter, with the options above.
+    os.execv(sys.executable, [sys.executable, "-m", "dagster", "dev", *options])  # noqa: S606
