@@ -9,6 +9,7 @@ from uuid import uuid4
 import dagster as dg
 from dagster._core.instance import InstanceRef
 from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
+from sqlalchemy.exc import DatabaseError  # what Dagster's storage lets through
 
 from embed_pipeline.collection_state import CollectionState
 from embed_pipeline.dagster_home import prepare_dagster_home
@@ -17,7 +18,7 @@ from embed_pipeline.defs.jobs import sync_project
 from embed_pipeline.defs.partitions import projects
 from embed_pipeline.defs.resources import Launcher, launcher
 from embed_pipeline.deployment import Deployment
-from embed_pipeline.errors import EmbedPipelineError
+from embed_pipeline.errors import EmbedPipelineError, NotWritable
 from embed_pipeline.progress import Progress, silent
 from embed_pipeline.settings import Settings
 from embed_pipeline.sources.names import partition_key
@@ -54,10 +55,15 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     """
     home = prepare_dagster_home(settings)
     uncaptured = {"compute_logs": {"module": _NO_CAPTURE.__module__, "class": _NO_CAPTURE.__name__}}
-    with dg.DagsterInstance.from_ref(
-        InstanceRef.from_dir(str(home), overrides=uncaptured)
-    ) as instance:
-        yield instance
+    ref = InstanceRef.from_dir(str(home), overrides=uncaptured)
+    try:
+        with dg.DagsterInstance.from_ref(ref) as instance:
+            yield instance
+    except DatabaseError as error:
+        raise NotWritable(
+            f"{home}: Dagster's storage fails ({error.orig}); check the free space, owner and mode "
+            "there (without it only the history of runs would be lost)"
+        ) from error
 
 
 def register_projects(deployment: Deployment, instance: dg.DagsterInstance) -> None:

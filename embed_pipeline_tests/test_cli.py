@@ -175,6 +175,16 @@ def test_errors_are_one_line(
     assert told in line
 
 
+def test_a_broken_dagster_storage_is_one_line(env: Environment, tmp_path: Path) -> None:
+    """Where Dagster cannot use its files, the error names them and what they hold."""
+    (tmp_path / "schedules").mkdir()
+    (tmp_path / "schedules" / "schedules.db").write_bytes(b"no database" * 1000)
+    done = command("sync", "cats", env={**env, "DAGSTER_HOME": str(tmp_path)})
+    assert done.returncode == 1
+    [line] = done.stderr.strip().splitlines()
+    assert line.startswith(f"error: {tmp_path}: Dagster's storage fails (file is not a database)")
+
+
 def test_a_sync_without_changes_loads_no_model(env: Environment) -> None:
     """Where nothing changed, neither torch nor transformers is imported."""
     arguments = [sys.executable, "-c", WITH_MODULES, "sync", "cats"]
