@@ -220,18 +220,16 @@ def _state(run: ProjectRun, todo: Difference, audit: Difference, withheld: int) 
 
 
 def _done(run: ProjectRun, todo: Difference, audit: Difference) -> pl.DataFrame:
-    """The actions of this run that the audit found done: those of its own diff, then `todo`'s.
+    """The actions of this run that the audit found done: `todo`'s, and what `embed` did before.
 
-    By the time of `apply` the collection holds what `embed` wrote, so `todo` alone is not all.
+    Where both tell of an image, `todo` is right: another run may have embedded its content since the
+    diff. A point that was to be replaced and cannot be is removed as well, and counts as that too.
     """
     planned = DIFF.read_or_empty(run.home.diff).filter(run_id=run.run_id)
-    actions = pl.concat([planned, todo.actions]).unique(
-        ["point_id", "action"], keep="first", maintain_order=True
-    )
+    actions = pl.concat([todo.actions, planned]).with_columns(removes=pl.col("action") == "remove")
+    actions = actions.unique(["point_id", "removes"], keep="first", maintain_order=True)
     undone = pl.concat([audit.actions["point_id"], audit.failed])
-    removed = (pl.col("action") == "remove") & ~pl.col("point_id").is_in(
-        audit.actions["point_id"].implode()
-    )
+    removed = pl.col("removes") & ~pl.col("point_id").is_in(audit.actions["point_id"].implode())
     return actions.filter(removed | ~pl.col("point_id").is_in(undone.implode()))
 
 

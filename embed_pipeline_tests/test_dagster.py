@@ -164,15 +164,6 @@ class TestDefinitions:
         assert set(ASSETS) < {node.name for node in job.nodes}
         assert job.executor_def is dg.in_process_executor
 
-    def test_loading_them_imports_nothing_heavy(self) -> None:
-        """The code location starts without model, store and SDK."""
-        script = "import sys, embed_pipeline.definitions; print(*sys.modules)"
-        loaded = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True
-        )
-        heavy = {"torch", "transformers", "qdrant_client", "supervisely", "sklearn", "scipy"}
-        assert not heavy & set(loaded.stdout.split())
-
 
 class TestUI:
     def test_a_run_started_there_makes_the_project_searchable(

@@ -93,7 +93,10 @@ def test_imports_point_one_way(module: Path) -> None:
             "embed_pipeline.cli",
             {"polars", "dagster", "torch", "numpy", "qdrant_edge", "rich.table"},
         ),
-        ("embed_pipeline.definitions", {"torch", "transformers", "qdrant_client", "supervisely"}),
+        (
+            "embed_pipeline.definitions",
+            {"torch", "transformers", "qdrant_client", "supervisely", "sklearn", "scipy"},
+        ),
         ("embed_pipeline.sync", {"torch", "transformers", "dagster", "qdrant_client"}),
     ],
 )

@@ -150,6 +150,22 @@ def test_a_lost_library_costs_nothing_that_is_indexed(cats: Path, start: Start) 
     assert counts(sync(start())) == {"embed": 1, "unchanged": 10}
 
 
+def test_what_another_project_embeds_meanwhile_is_counted_once(
+    cats: Path, root: Path, start: Start, model_calls: list[int]
+) -> None:
+    """A content that another run embeds after our diff is reused: no second call, its image counts once."""
+    draw(cats / "new.png", 800)
+    draw(root / "dogs" / "same.png", 800)
+    run = start()
+    scan(run)
+    diff(run)
+    assert counts(sync(start("dogs"))) == {"embed": 1}
+    model_calls.clear()
+    embed(run)
+    assert counts(apply(run)) == {"reuse": 1, "unchanged": 10}
+    assert model_calls == []
+
+
 def test_a_bad_image_is_a_row(cats: Path, start: Start) -> None:
     """An unreadable image is counted as failed in every sync and never tried again until it changes."""
     (cats / "broken.png").write_bytes(b"this is no picture")

@@ -1,7 +1,7 @@
 """Between our tables and what Qdrant keeps: ids, payloads, vectors. Shared by both stores."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 from uuid import UUID
 
 import numpy as np
@@ -92,9 +92,6 @@ class Hit(Protocol):
     def score(self) -> float: ...  # noqa: D102
     @property
     def payload(self) -> dict[str, Any] | None: ...  # noqa: D102
-
-
-AnyHit = TypeVar("AnyHit", bound=Hit)
 
 
 def nearest_frame(fetch: Callable[[int], Sequence[Hit]], limit: int) -> pl.DataFrame:
