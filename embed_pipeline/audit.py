@@ -1,14 +1,19 @@
 """The audit that people ask for: collection against source, vectors against library."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
+from embed_pipeline.collection_state import CollectionState
+from embed_pipeline.deployment import Deployment
 from embed_pipeline.diff import wanted_points
+from embed_pipeline.errors import EmbedPipelineError
+from embed_pipeline.lease import lease
 from embed_pipeline.manifest import MANIFEST
 from embed_pipeline.models.protocol import Vectors
 from embed_pipeline.project_run import SUSPECTS, ProjectRun
+from embed_pipeline.watching import look_again
 
 # Library and collection both round to float16: that leaves 1 - 1e-6, an altered vector far less.
 SAME_COSINE = 0.9999
@@ -42,7 +47,7 @@ def verify(run: ProjectRun, *, vectors: bool = False) -> Audit:
     """
     run.home.make()
     if vectors:
-        SUSPECTS.write(_altered(run), run.home.suspects)
+        SUSPECTS.write(_altered(run), run.space_home.suspects)
     listed = [page.images for page in run.deployment.source.scan(run.project)]
     wanted = wanted_points(run.project_id, pl.concat([MANIFEST.empty(), *listed]))
     found = run.compare(wanted, forgive_all=True)
@@ -54,6 +59,48 @@ def verify(run: ProjectRun, *, vectors: bool = False) -> Audit:
         extra=found.extra,
         failed=len(found.failed),
     )
+
+
+@dataclass(frozen=True)
+class AuditedProjects:
+    """audits: of each project that could be verified. skipped: why the others could not."""
+
+    audits: list[Audit]
+    skipped: dict[str, str]
+
+
+def audit_all(deployment: Deployment, *, vectors: bool = False) -> AuditedProjects:
+    """Audit every project; note what differs, so that the sensor asks for a run of it.
+
+    A project that a run works on is left out: that run ends with an audit of its own.
+    """
+    audited = AuditedProjects([], {})
+    for project in deployment.source.projects():
+        run = ProjectRun(deployment, project, "audit")
+        try:
+            with lease(run.home, project, "audit", wait_seconds=0):
+                found = verify(run, vectors=vectors)
+                if not found.equal:
+                    _note(run, found)
+        except EmbedPipelineError as error:
+            audited.skipped[project] = str(error)
+            continue
+        audited.audits.append(found)
+        if not found.equal:
+            look_again(deployment, project)
+    return audited
+
+
+def _note(run: ProjectRun, found: Audit) -> None:
+    if state := CollectionState.read(run.home.state):
+        noted = replace(
+            state,
+            indexed=found.indexed,
+            missing=found.missing,
+            stale=found.stale,
+            extra=found.extra,
+        )
+        noted.write(run.home.state)
 
 
 def _altered(run: ProjectRun) -> pl.DataFrame:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embed_pipeline.errors import EmbedPipelineError, ProjectNotFound, SettingsError
-from embed_pipeline.terminal import print_json, print_table, progress_bar, say
+from embed_pipeline.terminal import print_json, print_line, print_table, progress_bar, say
 
 if TYPE_CHECKING:
     from embed_pipeline.deployment import Deployment
@@ -46,7 +46,8 @@ def projects(as_json: Json = False) -> None:
     if as_json:
         print_json(statuses)
     else:
-        print_table(statuses, ("name", "images", "indexed", "failed", "behind", "status"))
+        columns = ("name", "images", "indexed", "failed", "behind", "status", "progress")
+        print_table(statuses, columns)
 
 
 @app.command()
@@ -82,6 +83,71 @@ def sync(
     print_json(outcomes) if as_json else print_table(outcomes, ("project_id", "status", *COUNTS))
     failed = any(outcome.error or (strict and outcome.failed) for outcome in outcomes)
     raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def stop(project: Project, as_json: Json = False) -> None:
+    """Stop a project's queued and working runs; it stays so until its images change."""
+    from embed_pipeline.runs import dagster_instance
+    from embed_pipeline.sources.names import typed
+    from embed_pipeline.stopping import stop_project
+
+    deployment = _deployment()
+    with dagster_instance(deployment.settings) as instance:
+        stopped = stop_project(deployment, instance, typed(project))
+    print_json(stopped) if as_json else print_line(f"{stopped.project_id}: {stopped.message}")
+
+
+@app.command()
+def pause(project: Project, as_json: Json = False) -> None:
+    """Stop a project, and keep it stopped until it is resumed."""
+    from embed_pipeline.runs import dagster_instance
+    from embed_pipeline.stopping import pause_project
+
+    deployment = _deployment()
+    [name] = _chosen(deployment, [project], everything=False)
+    with dagster_instance(deployment.settings) as instance:
+        stopped = pause_project(deployment, instance, name)
+    print_json(stopped) if as_json else print_line(f"{name}: paused; {stopped.message}")
+
+
+@app.command()
+def resume(project: Project, as_json: Json = False) -> None:
+    """Let a paused or stopped project go on: the sensor asks for a run of it."""
+    from embed_pipeline.stopping import resume_project
+
+    deployment = _deployment()
+    [name] = _chosen(deployment, [project], everything=False)
+    resumed = resume_project(deployment, name)
+    print_json(resumed) if as_json else print_line(f"{name}: {resumed.message}")
+
+
+@app.command()
+def rollback(project: Project, as_json: Json = False) -> None:
+    """Search a project in the space of its previous model again; once more undoes that."""
+    from embed_pipeline.rollback import roll_back_project
+
+    deployment = _deployment()
+    [name] = _chosen(deployment, [project], everything=False)
+    rolled_back = roll_back_project(deployment, name)
+    print_json(rolled_back) if as_json else print_line(f"{name}: searched in {rolled_back.space}")
+
+
+@app.command()
+def prune(
+    now: Annotated[
+        bool, typer.Option("--now", help="Also vectors that were still in use a short while ago.")
+    ] = False,
+    absent: Annotated[
+        bool, typer.Option("--absent", help="Also projects that the source does not have now.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Drop spaces that nothing serves, and vectors of content that is nowhere any more."""
+    from embed_pipeline.prune import prune
+
+    pruned = prune(_deployment(), now=now, absent=absent)
+    print_json(pruned) if as_json else print_table(pruned, ("what", "name", "count"))
 
 
 @app.command()

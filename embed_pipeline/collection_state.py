@@ -1,24 +1,29 @@
 """The collection_state table: what the collection held after the last sync, and the audit."""
 
+import logging
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
 import polars as pl
 
-from embed_pipeline.errors import TableMissing
+from embed_pipeline.errors import TableError, TableMissing
 from embed_pipeline.tables import Table
+
+logger = logging.getLogger(__name__)
 
 STATE = Table(
     "collection_state",
-    1,
+    2,
     pl.Schema(
         {
             "project_id": pl.String(),
             "space": pl.String(),
+            "conditions": pl.String(),
             "run_id": pl.String(),
             "revision": pl.String(),
             "finished_at": pl.Datetime("us", "UTC"),
+            "retry_at": pl.Datetime("us", "UTC"),
             "images": pl.Int64(),
             "unchanged": pl.Int64(),
             "embed": pl.Int64(),
@@ -43,13 +48,16 @@ class CollectionState:
     images = unchanged + embed + reuse + relabel + failed, all counts of images. indexed: points
     after the sync. missing, stale, extra: what the audit found to differ, recorded failures left
     out. withheld: removals that the guard held back. revision: the source's token before the scan.
+    conditions: as of Deployment. retry_at: when the first of the failures may be gone.
     """
 
     project_id: str
     space: str
+    conditions: str
     run_id: str
     revision: str
     finished_at: datetime
+    retry_at: datetime | None
     images: int
     unchanged: int
     embed: int
@@ -79,8 +87,11 @@ class CollectionState:
 
     @classmethod
     def read(cls, path: Path) -> "CollectionState | None":
-        """The state at `path`; None where no sync has finished yet."""
+        """The state at `path`; None where no sync of this version has finished yet."""
         try:
             return cls(**STATE.read(path).row(0, named=True))
         except TableMissing:
+            return None
+        except TableError as error:
+            logger.warning("%s", error)  # the next sync writes it anew
             return None

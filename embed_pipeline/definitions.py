@@ -2,20 +2,28 @@
 
 import dagster as dg
 
-from embed_pipeline.defs.asset_checks import collection_equals_source
+from embed_pipeline.defs.asset_checks import checks
 from embed_pipeline.defs.assets import (
+    collection_audit,
     collection_state,
     image_diff,
     image_embeddings,
     image_manifest,
 )
-from embed_pipeline.defs.jobs import sync_project
+from embed_pipeline.defs.jobs import audit_projects, clean_up, sync_project
 from embed_pipeline.defs.resources import EmbedPipeline
+from embed_pipeline.defs.schedules import schedules
+from embed_pipeline.defs.sensors import project_changes
+from embed_pipeline.settings import load_settings
+
+_settings = load_settings()
 
 defs = dg.Definitions(
-    assets=[image_manifest, image_diff, image_embeddings, collection_state],
-    asset_checks=[collection_equals_source],
-    jobs=[sync_project],
+    assets=[image_manifest, image_diff, image_embeddings, collection_state, collection_audit],
+    asset_checks=checks,
+    jobs=[sync_project, audit_projects, clean_up],
+    sensors=[project_changes(_settings)],
+    schedules=schedules(_settings),
     resources={"pipeline": EmbedPipeline()},
     # One run is one project in one process: the model is loaded once, the lease is held throughout,
     # and a killed run leaves no process behind.

@@ -1,15 +1,17 @@
 """Everything the settings name, wired together. The only place that chooses implementations."""
 
+import hashlib
 import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from embed_pipeline.errors import ModelError
 from embed_pipeline.home import Home, ProjectHome
+from embed_pipeline.images.decode import decoding_conditions
 from embed_pipeline.models.card import load_card
 from embed_pipeline.models.hub import model_directory
 from embed_pipeline.models.protocol import ImageTextEncoder, ModelCard
-from embed_pipeline.serving import serving_of
+from embed_pipeline.serving import Space, serving_of
 from embed_pipeline.settings import Settings, load_settings
 from embed_pipeline.sources.opening import open_source
 from embed_pipeline.sources.protocol import ImageSource
@@ -53,17 +55,32 @@ class Deployment:
         return load_card(self.settings.model, self.home.models)
 
     def serving_card(self, project: str) -> ModelCard:
-        """The model that a project is searched with: the target one before its first audit passed.
+        """The model that a project is searched with: EMBED_MODEL's before its first audit passed.
 
         Raises ModelError where the model that made its vectors is no longer what it was.
         """
         serving = serving_of(self.project_home(project))
-        if serving is None or serving.space == self.card.space:
+        return self._card_of(project, serving.now) if serving else self.card
+
+    def target_card(self, project: str) -> ModelCard:
+        """The model that the project is to be searched with: EMBED_MODEL's, unless rolled back from."""
+        serving = serving_of(self.project_home(project))
+        if serving and serving.rejected == self.card.space:
+            return self._card_of(project, serving.now)
+        return self.card
+
+    def previous_card(self, project: str) -> ModelCard | None:
+        """The model that a rollback goes back to. Raises ModelError as `serving_card`."""
+        serving = serving_of(self.project_home(project))
+        return self._card_of(project, serving.previous) if serving and serving.previous else None
+
+    def _card_of(self, project: str, space: Space) -> ModelCard:
+        if space.space == self.card.space:
             return self.card
-        card = load_card(serving.model, self.home.models)
-        if card.space != serving.space:
+        card = load_card(space.model, self.home.models)
+        if card.space != space.space:
             raise ModelError(
-                f"{project}: indexed with {serving.space}, but {serving.model} is now {card.space}; "
+                f"{project}: indexed with {space.space}, but {space.model} is now {card.space}; "
                 f"sync it again: embed-pipeline sync {project}"
             )
         return card
@@ -78,6 +95,21 @@ class Deployment:
                 card, directory, device=self.settings.device, precision=self.settings.precision
             )
         return self._encoders[card]
+
+    def revision(self, token: str) -> str:
+        """What a run is to reach: the source's token, and the conditions of EMBED_MODEL's space."""
+        return f"{token} {self.conditions(self.card.space)}"
+
+    @property
+    def limits(self) -> str:
+        """What beside content and space decides whether an image can be embedded."""
+        decoding = decoding_conditions(self.settings.max_image_pixels)
+        return f"{decoding}, {self.settings.max_image_bytes} bytes"
+
+    def conditions(self, space: str) -> str:
+        """A digest of what beside the images decides what a collection holds, and where it is."""
+        told = f"{space} {self.limits} {self.settings.qdrant_url}"
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
 
     def project_id(self, project: str) -> str:
         """The name under which a project's points are stored."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple, Self
@@ -41,13 +42,14 @@ class Embedded(NamedTuple):
 class Work:
     """How contents become vectors and where they go.
 
-    read: an image's bytes, or ImageError; called from many threads. commit: makes vectors durable;
-    called one at a time, from a thread of its own. failed: told of each content that cannot be
-    embedded. progress: told how many more contents are done with.
+    read: an image's bytes, or ImageError; called from many threads. turn: entered for each forward
+    pass. commit: makes vectors durable; called one at a time, from a thread of its own. failed: told
+    of each content that cannot be embedded. progress: told how many more contents are done with.
     """
 
     read: Callable[[Content], bytes]
     encoder: ImageTextEncoder
+    turn: Callable[[], AbstractContextManager[None]]
     commit: Callable[[Embedded], None]
     failed: Callable[[Content, ImageError], None]
     progress: Callable[[int], None]
@@ -58,23 +60,40 @@ class Work:
 
 @dataclass
 class Throughput:
-    """What `embed_contents` did: contents embedded, seconds in all and inside the encoder."""
+    """What `embed_contents` did: contents embedded, seconds in all and inside the encoder.
+
+    complete: no content was left for want of time.
+    """
 
     embedded: int = 0
     seconds: float = 0.0
     encoder_seconds: float = 0.0
+    complete: bool = True
+
+    def __add__(self, later: "Throughput") -> "Throughput":
+        """Both together; complete where the later one is."""
+        return Throughput(
+            self.embedded + later.embedded,
+            self.seconds + later.seconds,
+            self.encoder_seconds + later.encoder_seconds,
+            later.complete,
+        )
 
 
-def embed_contents(contents: Sequence[Content], work: Work) -> Throughput:
+def embed_contents(
+    contents: Sequence[Content], work: Work, deadline: float = float("inf")
+) -> Throughput:
     """Embed every content. However this ends, vectors that were made are committed first.
 
-    A killed process loses no more than it made since the last commit, COMMIT_SECONDS ago at most.
+    None is begun after `deadline`, on time.monotonic's clock. A killed process loses no more than it
+    made since the last commit, COMMIT_SECONDS ago at most.
     """
     done = Throughput()
     started = time.monotonic()
     with ThreadPoolExecutor(work.workers) as readers, Committer(work.commit) as committer:
         try:
-            for batch in _batches(_read_ahead(contents, work, readers), work):
+            in_time = _until(deadline, contents, done)
+            for batch in _batches(_read_ahead(in_time, work, readers), work):
                 committer.add(_encode(batch, work, done))
                 work.progress(len(batch))
         except BaseException:
@@ -82,6 +101,14 @@ def embed_contents(contents: Sequence[Content], work: Work) -> Throughput:
             raise
     done.seconds = time.monotonic() - started
     return done
+
+
+def _until(deadline: float, contents: Sequence[Content], done: Throughput) -> Iterator[Content]:
+    for content in contents:
+        if time.monotonic() > deadline:
+            done.complete = False
+            return
+        yield content
 
 
 class Prepared(NamedTuple):
@@ -92,14 +119,13 @@ class Prepared(NamedTuple):
 
 
 def _read_ahead(
-    contents: Sequence[Content], work: Work, readers: ThreadPoolExecutor
+    contents: Iterator[Content], work: Work, readers: ThreadPoolExecutor
 ) -> Iterator[Prepared]:
     """Contents as they get ready, in whatever order: a slow image delays no other."""
     ahead = BATCHES_AHEAD * work.batch_size + work.workers
-    waiting = iter(contents)
     reading: set[Future[Prepared]] = set()
     while True:
-        more = islice(waiting, ahead - len(reading))
+        more = islice(contents, ahead - len(reading))
         reading.update(readers.submit(_prepare, content, work) for content in more)
         if not reading:
             return
@@ -134,9 +160,11 @@ def _batches(prepared: Iterator[Prepared], work: Work) -> Iterator[list[tuple[Co
 
 
 def _encode(batch: list[tuple[Content, Pixels]], work: Work, done: Throughput) -> Embedded:
-    started = time.monotonic()
-    vectors = work.encoder.encode_images(np.stack([pixels for _, pixels in batch]))
-    done.encoder_seconds += time.monotonic() - started
+    pixels = np.stack([pixels for _, pixels in batch])
+    with work.turn():
+        started = time.monotonic()
+        vectors = work.encoder.encode_images(pixels)
+        done.encoder_seconds += time.monotonic() - started
     finite = np.asarray(np.isfinite(vectors).all(axis=1))
     for (content, _), good in zip(batch, finite, strict=True):
         if not good:

@@ -13,11 +13,17 @@ EmbedPipelineError
 ├── StoreError              the vector store refused or failed
 │   ├── CollectionMissing   the project has no collection in that space
 │   ├── InvalidPoints       NaN, infinite or mis-sized vectors: refused before the call
-│   └── StoreLocked         another process holds the collection               (retryable)
+│   ├── StoreLocked         another process holds the collection               (retryable)
+│   └── StoreUnavailable    the server does not answer, or cannot just now     (retryable)
 ├── QueryError              a query is empty, or names an image that is nowhere
+├── Locked                  (locks.py) a file of ours is in use by another process (retryable)
 ├── LeaseHeld               another run works on the project                   (retryable)
+├── ProjectPaused           somebody paused the project; nobody works on it until it is resumed
+├── RunNotStopped           a run of the project goes on although it was told to stop
 ├── RemovalWithheld         more removals than the guard allows; confirm or repair the source
 ├── AuditFailed             the collection does not equal the source
+│   └── QualityGateFailed   a new space does not find what it must; search stays on the old one
+├── NothingToRollBack       there is no previous space to go back to
 ├── NotWritable             EMBED_HOME may not be written
 └── OutOfSpace              the disk under EMBED_HOME is full; nothing recorded is lost
 
@@ -102,6 +108,12 @@ class StoreLocked(StoreError):
     retryable = True
 
 
+class StoreUnavailable(StoreError):
+    """The server does not answer, or cannot do it just now; it may later."""
+
+    retryable = True
+
+
 class QueryError(EmbedPipelineError):
     """A query is empty, or names an image that is nowhere."""
 
@@ -110,6 +122,14 @@ class LeaseHeld(EmbedPipelineError):
     """Another run works on the project."""
 
     retryable = True
+
+
+class ProjectPaused(EmbedPipelineError):
+    """Somebody paused the project; nobody works on it until it is resumed."""
+
+
+class RunNotStopped(EmbedPipelineError):
+    """A run of the project goes on although it was told to stop."""
 
 
 class RemovalWithheld(EmbedPipelineError):
@@ -125,6 +145,14 @@ class RemovalWithheld(EmbedPipelineError):
 
 class AuditFailed(EmbedPipelineError):
     """The collection does not equal the source."""
+
+
+class QualityGateFailed(AuditFailed):
+    """A new space does not find what it must; search stays on the old one."""
+
+
+class NothingToRollBack(EmbedPipelineError):
+    """There is no previous space to go back to."""
 
 
 class NotWritable(EmbedPipelineError):

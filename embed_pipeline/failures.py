@@ -56,13 +56,12 @@ def record(before: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
 
 
 def still_failing(
-    failures: pl.DataFrame, content_hashes: pl.Series, embedded: pl.Series
+    failures: pl.DataFrame, content_hashes: pl.Series, embedded: pl.Series, space: str
 ) -> pl.DataFrame:
-    """Those of contents that the project still has and nobody has embedded meanwhile."""
+    """Those of contents that the project still has, less those `embedded` in the space meanwhile."""
     content = pl.col("content_hash")
-    return failures.filter(
-        content.is_in(content_hashes.implode()) & ~content.is_in(embedded.implode())
-    )
+    mended = (pl.col("space") == space) & content.is_in(embedded.implode())
+    return failures.filter(content.is_in(content_hashes.implode()) & ~mended)
 
 
 def of_settings(failures: pl.DataFrame, space: str, limits: str) -> pl.DataFrame:
@@ -75,7 +74,16 @@ def not_due(failures: pl.DataFrame, now: datetime) -> pl.DataFrame:
 
     A transient one waits a minute after its first try, then twice as long each time, at most a day.
     """
+    return failures.filter(~pl.col("transient") | (_due_at() > now))
+
+
+def first_due(failures: pl.DataFrame) -> datetime | None:
+    """When the first of the transient failures is to be tried again; None where there is none."""
+    at: datetime | None = failures.filter("transient").select(_due_at().min()).item()
+    return at
+
+
+def _due_at() -> pl.Expr:
     doublings = (pl.col("attempts") - 1).clip(0, 16)
     seconds = FIRST_RETRY.total_seconds() * pl.lit(2.0).pow(doublings)
-    wait = pl.duration(seconds=seconds.clip(0, LAST_RETRY.total_seconds()))
-    return failures.filter(~pl.col("transient") | (pl.col("tried_at") + wait > now))
+    return pl.col("tried_at") + pl.duration(seconds=seconds.clip(0, LAST_RETRY.total_seconds()))

@@ -23,6 +23,10 @@ class Home:
         """The vector library's parts of a space."""
         return self.root / "vectors" / space
 
+    def vector_spaces(self) -> list[Path]:
+        """The parts' directories of every space."""
+        return sorted({part.parent for part in self.root.glob("vectors/*/part-*.parquet")})
+
     @property
     def qdrant(self) -> Path:
         """The embedded store."""
@@ -37,6 +41,21 @@ class Home:
     def sample(self) -> Path:
         """The sample project's root folder."""
         return self.root / "sample"
+
+    @property
+    def encoder_turns(self) -> Path:
+        """Held for one forward pass by each of the runs that encode at the same time."""
+        return self.root / "encoder.lock"
+
+    def noticed(self, source_id: str) -> Path:
+        """What the sensor knows of a source's projects."""
+        key = hashlib.sha256(source_id.encode()).hexdigest()[:20]
+        return self.root / "noticed" / f"{key}.parquet"
+
+    def project_ids(self) -> list[str]:
+        """Every project, of any source, that has tables here."""
+        notes = self.root.glob("projects/*/project.json")
+        return sorted(json.loads(note.read_text())["project_id"] for note in notes)
 
 
 @dataclass(frozen=True)
@@ -58,10 +77,13 @@ class ProjectHome:
         """What the source held at the last scan."""
         return self.root / "manifest.parquet"
 
-    @property
-    def diff(self) -> Path:
-        """What the last diff found to do."""
-        return self.root / "diff.parquet"
+    def space(self, space: str) -> "SpaceHome":
+        """The tables that each space has of its own."""
+        return SpaceHome(self.root / "spaces" / space)
+
+    def spaces(self) -> list["SpaceHome"]:
+        """Those of every space."""
+        return [SpaceHome(path) for path in sorted(self.root.glob("spaces/*"))]
 
     @property
     def failures(self) -> Path:
@@ -74,14 +96,19 @@ class ProjectHome:
         return self.root / "collection_state.parquet"
 
     @property
-    def suspects(self) -> Path:
-        """Points whose stored vector `verify --vectors` found altered."""
-        return self.root / "suspects.parquet"
-
-    @property
     def hashes(self) -> Path:
         """The folder source's cache of content hashes."""
         return self.root / "hashes.parquet"
+
+    @property
+    def progress(self) -> Path:
+        """How far the run is that works on the project."""
+        return self.root / "progress.json"
+
+    @property
+    def pause(self) -> Path:
+        """Whether nobody may work on the project, or when it was let go on."""
+        return self.root / "pause.json"
 
     @property
     def serving(self) -> Path:
@@ -92,3 +119,20 @@ class ProjectHome:
     def lease(self) -> Path:
         """Held by the one run that works on the project."""
         return self.root / "lease.lock"
+
+
+@dataclass(frozen=True)
+class SpaceHome:
+    """What a project has once for each space that follows the source."""
+
+    root: Path
+
+    @property
+    def diff(self) -> Path:
+        """What the last diff found to do."""
+        return self.root / "diff.parquet"
+
+    @property
+    def suspects(self) -> Path:
+        """Points whose stored vector `verify --vectors` found altered."""
+        return self.root / "suspects.parquet"

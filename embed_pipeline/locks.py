@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from embed_pipeline.errors import EmbedPipelineError
+
 _POLL_SECONDS = 0.005
 
 
@@ -39,11 +41,13 @@ class Holder:
 _NAMELESS = Holder(0, "", "", "")
 
 
-class Locked(Exception):  # a situation, as in errors.py, which builds its own from it
+class Locked(EmbedPipelineError):
     """The lock was held for as long as we were willing to wait."""
 
+    retryable = True
+
     def __init__(self, path: Path, holder: Holder) -> None:
-        super().__init__(f"{path}: held by {holder}")
+        super().__init__(f"{path}: held by {holder}; try again, or end that process if it hangs")
         self.path = path
         self.holder = holder
 

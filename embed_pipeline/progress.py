@@ -13,3 +13,13 @@ class Progress(Protocol):
 
 def silent(step: str, done: int, total: int | None) -> None:
     """Progress that nobody looks at."""
+
+
+def told_to(*listeners: Progress) -> Progress:
+    """Progress that several look at."""
+
+    def tell(step: str, done: int, total: int | None) -> None:
+        for listener in listeners:
+            listener(step, done, total)
+
+    return tell

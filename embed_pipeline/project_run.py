@@ -1,6 +1,7 @@
-"""One run on one project: what its steps read and write."""
+"""One run on one project, in one of its spaces: what its steps read and write."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 
@@ -8,9 +9,9 @@ import polars as pl
 
 from embed_pipeline.deployment import Deployment
 from embed_pipeline.diff import Difference, Knowledge, diff, wanted_points
+from embed_pipeline.errors import ModelError
 from embed_pipeline.failures import FAILURES, not_due, of_settings
-from embed_pipeline.home import ProjectHome
-from embed_pipeline.images.decode import decoding_conditions
+from embed_pipeline.home import ProjectHome, SpaceHome
 from embed_pipeline.manifest import MANIFEST
 from embed_pipeline.models.protocol import ModelCard
 from embed_pipeline.points import POINTS
@@ -19,17 +20,44 @@ from embed_pipeline.stores.protocol import Collection
 from embed_pipeline.tables import Table
 from embed_pipeline.vector_library import VectorLibrary
 
+logger = logging.getLogger(__name__)
+
 SUSPECTS = Table("suspects", 1, pl.Schema({"point_id": pl.Binary()}))
 
 
 @dataclass(frozen=True)
 class ProjectRun:
-    """A run on `project` under the target model. Whoever makes it holds the project's lease."""
+    """A run on `project`. Whoever makes it holds the project's lease.
+
+    chosen_card: the model whose space this is about; None: the one that the project is searched with.
+    """
 
     deployment: Deployment
     project: str
     run_id: str
     progress: Progress = silent
+    chosen_card: ModelCard | None = None
+
+    def spaces(self) -> list["ProjectRun"]:
+        """This run in each space that must hold all images: the serving one, then the target."""
+        target = self.deployment.target_card(self.project)
+        return [self] if target == self.card else [self, self.into(target)]
+
+    def into(self, card: ModelCard) -> "ProjectRun":
+        """The same run in another space."""
+        return replace(self, chosen_card=card)
+
+    @cached_property
+    def card(self) -> ModelCard:
+        """The model of this run's space."""
+        if self.chosen_card:
+            return self.chosen_card
+        try:
+            return self.deployment.serving_card(self.project)
+        except ModelError as error:
+            # Nobody can search there any more: the sooner the target takes over, the better.
+            logger.warning("%s", error)
+            return self.deployment.target_card(self.project)
 
     @cached_property
     def project_id(self) -> str:
@@ -42,45 +70,46 @@ class ProjectRun:
         return self.deployment.project_home(self.project)
 
     @cached_property
-    def card(self) -> ModelCard:
-        """The target model."""
-        return self.deployment.card
+    def space_home(self) -> SpaceHome:
+        """The project's tables of this space."""
+        return self.home.space(self.card.space)
 
     @cached_property
     def library(self) -> VectorLibrary:
-        """The target space's vectors."""
+        """The space's vectors."""
         return self.deployment.library(self.card)
 
     @cached_property
     def collection(self) -> Collection:
-        """The project's points in the target space."""
+        """The project's points in the space."""
         return self.deployment.collection(self.project, self.card)
-
-    @cached_property
-    def limits(self) -> str:
-        """What beside content and space decides whether an image can be embedded."""
-        settings = self.deployment.settings
-        decoding = decoding_conditions(settings.max_image_pixels)
-        return f"{decoding}, {settings.max_image_bytes} bytes"
 
     def manifest(self) -> pl.DataFrame:
         """The manifest of the last scan. Raises TableMissing where there was none."""
         return MANIFEST.read(self.home.manifest)
 
-    def failures(self) -> pl.DataFrame:
+    def revision(self) -> str:
+        """What this run makes the collection equal to, after the scan."""
+        return self.deployment.revision(MANIFEST.notes(self.home.manifest)["revision"])
+
+    def all_failures(self) -> pl.DataFrame:
         """All failures recorded for the project, of every space and limit."""
         return FAILURES.read_or_empty(self.home.failures)
 
+    def failures(self) -> pl.DataFrame:
+        """Those that happened in this space under today's limits."""
+        return of_settings(self.all_failures(), self.card.space, self.deployment.limits)
+
     def suspects(self) -> pl.DataFrame:
         """Points whose stored vector was found altered."""
-        return SUSPECTS.read_or_empty(self.home.suspects)
+        return SUSPECTS.read_or_empty(self.space_home.suspects)
 
     def compare(self, wanted: pl.DataFrame, *, forgive_all: bool = False) -> Difference:
         """Manifest against a fresh scroll of the collection.
 
         Failures that are due to be tried again count as work to do; with `forgive_all`, as failed.
         """
-        recorded = of_settings(self.failures(), self.card.space, self.limits)
+        recorded = self.failures()
         failed = recorded if forgive_all else not_due(recorded, datetime.now(UTC))
         known = Knowledge(
             embedded=self.library.known,

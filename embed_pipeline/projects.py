@@ -5,17 +5,21 @@ from typing import Literal
 
 from embed_pipeline.collection_state import CollectionState
 from embed_pipeline.deployment import Deployment
-from embed_pipeline.lease import is_leased
+from embed_pipeline.lease import lease_holder
+from embed_pipeline.pause import pause_of
+from embed_pipeline.project_run import ProjectRun
+from embed_pipeline.run_progress import RunProgress, progress_of
 
-Status = Literal["new", "in sync", "changed", "differs", "syncing"]
+Status = Literal["new", "in sync", "changed", "differs", "syncing", "paused"]
 
 
 @dataclass(frozen=True)
 class ProjectStatus:
     """One project. images: in the source now. indexed: searchable now. behind: images to go at least.
 
-    status: `new` was never synced; `changed` since its last sync; `differs` where the last audit did
-    not pass; `syncing` where a run works on it now.
+    status: `new` was never synced; `changed` since its last sync, or to be brought over to another
+    model; `differs` where the last audit did not pass; `syncing` where a run works on it now, with
+    its progress.
     """
 
     project_id: str
@@ -25,6 +29,7 @@ class ProjectStatus:
     failed: int
     behind: int
     status: Status
+    progress: RunProgress | None
 
 
 def project_statuses(deployment: Deployment) -> list[ProjectStatus]:
@@ -32,12 +37,17 @@ def project_statuses(deployment: Deployment) -> list[ProjectStatus]:
     return [_status(deployment, project) for project in deployment.source.projects()]
 
 
+def progress(deployment: Deployment, project: str) -> RunProgress | None:
+    """How far the run is that works on the project now, in this process or another."""
+    return progress_of(deployment.project_home(project))
+
+
 def _status(deployment: Deployment, project: str) -> ProjectStatus:
-    images, revision = deployment.source.revision(project)
+    images, token = deployment.source.revision(project)
     home = deployment.project_home(project)
+    run = ProjectRun(deployment, project, "status")
     state = CollectionState.read(home.state)
-    collection = deployment.collection(project, deployment.serving_card(project))
-    indexed = collection.count() if collection.exists() else 0
+    indexed = run.collection.count() if run.collection.exists() else 0
     failed = state.failed if state else 0
     return ProjectStatus(
         project_id=project,
@@ -46,13 +56,20 @@ def _status(deployment: Deployment, project: str) -> ProjectStatus:
         indexed=indexed,
         failed=failed,
         behind=max(0, images - indexed - failed),
-        status="syncing" if is_leased(home) else _compared(state, revision),
+        status=_condition(run, state, token),
+        progress=progress_of(home),
     )
 
 
-def _compared(state: CollectionState | None, revision: str) -> Status:
+def _condition(run: ProjectRun, state: CollectionState | None, token: str) -> Status:
+    if lease_holder(run.home):
+        return "syncing"
+    if (found := pause_of(run.home)) and found.paused:
+        return "paused"
     if state is None:
         return "new"
     if not state.equal:
         return "differs"
-    return "in sync" if state.revision == revision else "changed"
+    target = run.deployment.target_card(run.project).space
+    reached = state.revision == token and state.conditions == run.deployment.conditions(target)
+    return "in sync" if reached else "changed"

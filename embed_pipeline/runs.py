@@ -17,6 +17,7 @@ from embed_pipeline.definitions import defs
 from embed_pipeline.defs.jobs import sync_project
 from embed_pipeline.defs.partitions import projects
 from embed_pipeline.defs.resources import Launcher, launcher
+from embed_pipeline.defs.run_launcher import release_run_lock
 from embed_pipeline.deployment import Deployment
 from embed_pipeline.errors import EmbedPipelineError, NotWritable
 from embed_pipeline.progress import Progress, silent
@@ -112,6 +113,7 @@ def run_sync(
         raise KeyboardInterrupt from None
     finally:
         launcher.reset(token)
+        release_run_lock(run_id)
     return _outcome(deployment, project, run_id, "success")
 
 

@@ -47,6 +47,18 @@ class Settings(BaseSettings):
     qdrant_api_key: str | None = Field(
         None, validation_alias="QDRANT_API_KEY", description="its API key", repr=False
     )
+    qdrant_grpc_port: int = Field(
+        6334,
+        validation_alias="QDRANT_GRPC_PORT",
+        ge=1,
+        le=65535,
+        description="its gRPC port; where that does not answer, REST at QDRANT_URL is used",
+    )
+    qdrant_quantization: Literal["none", "int8"] = Field(
+        "int8",
+        validation_alias="QDRANT_QUANTIZATION",
+        description="how new collections are searched: int8 (half the RAM) or none (float16 alone)",
+    )
     dagster_home_path: AbsolutePath | None = Field(
         None, validation_alias="DAGSTER_HOME", description="Dagster's storage"
     )
@@ -74,6 +86,15 @@ class Settings(BaseSettings):
     )
     store_wait_seconds: float = Field(
         30.0, ge=0, description="how long a turn at the embedded store is waited for"
+    )
+    interval_minutes: float = Field(
+        1.0, gt=0, le=1440, description="how often the sensor looks for changes"
+    )
+    audit_schedule: str = Field(
+        "0 3 * * *", description="when all projects are verified: cron, UTC"
+    )
+    keep_runs_days: int = Field(
+        30, ge=1, description="older runs are deleted from Dagster's storage"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "WARNING",

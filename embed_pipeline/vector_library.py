@@ -23,6 +23,7 @@ SMALL_PART_ROWS = 50_000
 MERGE_AT_MOST_ROWS = 500_000
 KEEP_REPLACED_SECONDS = 24 * 3600
 REPLACED = ".replaced"
+LOCK_SECONDS = 60.0
 
 Vectors = NDArray[np.float32]
 
@@ -36,6 +37,19 @@ class VectorLibrary:
         columns = {"content_hash": pl.Binary(), "vector": pl.Array(pl.Float16(), dimension)}
         self._table = Table("vectors", 1, pl.Schema(columns))
         self._checked: set[Path] = set()
+
+    @classmethod
+    def at(cls, root: Path) -> "VectorLibrary":
+        """The library under `root`, which has parts, of whatever dimension."""
+        part = next(root.glob("part-*.parquet"))
+        return cls(root, pl.read_parquet_schema(part)["vector"].shape[0])  # type: ignore[attr-defined]
+
+    def content_hashes(self) -> pl.Series:
+        """Every content that has a vector, once."""
+        parts = self.parts()
+        if not parts:
+            return self._table.empty()["content_hash"]
+        return self._scan(parts).select("content_hash").unique().collect()["content_hash"]
 
     def known(self, content_hashes: pl.Series) -> pl.Series:
         """Those of `content_hashes` (32 bytes each) that have a vector; each once, in no order."""
@@ -81,12 +95,30 @@ class VectorLibrary:
         except Locked:
             return 0
 
+    def remove(self, content_hashes: pl.Series) -> None:
+        """Remove vectors. Their room is free a day later, as readers may have listed the parts before.
+
+        Raises Locked where another process is merging.
+        """
+        gone = pl.DataFrame({"content_hash": content_hashes})
+        with FileLock(self.root / "merge.lock").acquire(LOCK_SECONDS, "remove"):
+            self._remove_old()
+            for part in self.parts():
+                rows = self._table.read(part)
+                kept = rows.join(gone, on="content_hash", how="anti")
+                if kept.height < rows.height:
+                    self._replace([part], kept)
+
     def _merge_small(self) -> int:
         small = list(self._small_parts())
-        self._write(self._scan(small).unique("content_hash", keep="any").collect())
-        for part in small:
-            part.with_name(part.name + REPLACED).touch()
+        self._replace(small, self._scan(small).unique("content_hash", keep="any").collect())
         return len(small)
+
+    def _replace(self, parts: Sequence[Path], rows: pl.DataFrame) -> None:
+        if rows.height:
+            self._write(rows)
+        for part in parts:
+            part.with_name(part.name + REPLACED).touch()
 
     def _small_parts(self) -> Iterator[Path]:
         total = 0

@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from embed_pipeline_tests.conftest import OUR_VARIABLES
 
@@ -119,6 +119,13 @@ def free_port() -> int:
         return port
 
 
+ADD_PARTITION = """
+mutation ($repository: RepositorySelector!, $key: String!) {
+  addDynamicPartition(
+    repositorySelector: $repository, partitionsDefName: "image_project", partitionKey: $key
+  ) { __typename }
+}
+"""
 LAUNCH = """
 mutation ($parameters: ExecutionParams!) {
   launchRun(executionParams: $parameters) {
@@ -145,9 +152,24 @@ query ($id: ID!) {
 }
 """
 TERMINATE = """
-mutation ($id: String!) {
-  terminateRun(runId: $id) { __typename ... on TerminateRunFailure { message } }
+mutation ($id: String!, $policy: TerminateRunPolicy!) {
+  terminateRun(runId: $id, terminatePolicy: $policy) {
+    __typename ... on TerminateRunFailure { message }
+  }
 }
+"""
+TICKS = """
+query ($selector: SensorSelector!) {
+  sensorOrError(sensorSelector: $selector) { ... on Sensor { sensorState { ticks(limit: 1000) {
+    status skipReason runIds error { message }
+  } } } }
+}
+"""
+REPOSITORY = {"repositoryLocationName": "embed_pipeline", "repositoryName": "__repository__"}
+RELOAD = """
+mutation { reloadRepositoryLocation(repositoryLocationName: "embed_pipeline") {
+  ... on WorkspaceLocationEntry { loadStatus locationOrLoadError { __typename } }
+} }
 """
 LOCATION = """
 { workspaceOrError { ... on Workspace { locationEntries {
@@ -160,6 +182,7 @@ class DagsterUI:
     """The GraphQL interface that the Dagster UI works through."""
 
     def __init__(self, port: int) -> None:
+        self.port = port
         self._url = f"http://127.0.0.1:{port}/graphql"
 
     def query(self, document: str, **variables: Any) -> Any:
@@ -182,14 +205,22 @@ class DagsterUI:
             "RepositoryLocation"
         ]
 
+    def reload(self) -> bool:
+        """The Reload button: whether the code location is there."""
+        try:
+            entry = self.query(RELOAD)["reloadRepositoryLocation"]
+        except OSError:
+            return False
+        return bool(entry["locationOrLoadError"]["__typename"] == "RepositoryLocation")
+
+    def add_partition(self, key: str) -> None:
+        """Make a partition, unless there is one."""
+        self.query(ADD_PARTITION, repository=REPOSITORY, key=key)
+
     def launch(self, partition: str) -> str:
         """Materialise everything for a partition; returns the run's id."""
         parameters = {
-            "selector": {
-                "repositoryLocationName": "embed_pipeline",
-                "repositoryName": "__repository__",
-                "jobName": "sync_project",
-            },
+            "selector": {**REPOSITORY, "jobName": "sync_project"},
             "mode": "default",
             "runConfigData": {},
             "executionMetadata": {"tags": [{"key": "dagster/partition", "value": partition}]},
@@ -215,9 +246,19 @@ class DagsterUI:
         return events
 
     def stop(self, run_id: str) -> str:
-        """Ask the run to stop; the name of the answer."""
-        answer: str = self.query(TERMINATE, id=run_id)["terminateRun"]["__typename"]
+        """The Terminate button: safe where the UI offers that, at once where it does not."""
+        safe = self.status(run_id) in ("QUEUED", "STARTED")
+        policy = "SAFE_TERMINATE" if safe else "MARK_AS_CANCELED_IMMEDIATELY"
+        asked = self.query(TERMINATE, id=run_id, policy=policy)["terminateRun"]
+        answer: str = asked["__typename"]
         return answer
+
+    def ticks(self) -> list[dict[str, Any]]:
+        """What the sensor has decided so far, the newest first."""
+        selector = {**REPOSITORY, "sensorName": "project_changes"}
+        found = self.query(TICKS, selector=selector)["sensorOrError"]
+        ticks: list[dict[str, Any]] = found["sensorState"]["ticks"]
+        return [tick for tick in ticks if tick["status"] != "STARTED"]
 
 
 @contextmanager
@@ -235,3 +276,65 @@ def dagster_ui(env: Environment, log: Path) -> Iterator[DagsterUI]:
 
             wait_until(up, 90, "the Dagster UI")
             yield ui
+
+
+class Services:
+    """The code server, the daemon and the webserver, each a process of its own, as in production."""
+
+    def __init__(self, env: Environment, folder: Path) -> None:
+        self.ui = DagsterUI(free_port())
+        self._env = env
+        self._folder = folder
+        self._code_port = free_port()
+        self._processes: dict[str, subprocess.Popen[str]] = {}
+        server = {"host": "127.0.0.1", "port": self._code_port, "location_name": "embed_pipeline"}
+        self._workspace = folder / "workspace.yaml"
+        self._workspace.write_text(json.dumps({"load_from": [{"grpc_server": server}]}))
+
+    def __enter__(self) -> Self:
+        self.start("code")
+        wait_until(self._answers, 60, "the code server")
+        self.start("daemon")
+        self.start("web")
+        wait_until(self.ui.is_ready, 90, "the Dagster UI")
+        # The only look that the sensor takes, at an empty root: tests ask for runs themselves.
+        wait_until(self.ui.ticks, 60, "the sensor's first tick")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in list(self._processes):
+            self.kill(name, signal.SIGINT)
+
+    def start(self, name: str) -> None:
+        """Start one of `code`, `daemon` and `web`, or start it again."""
+        workspace = ["--workspace", str(self._workspace)]
+        local = ["--host", "127.0.0.1", "--port"]
+        module = ["--module-name", "embed_pipeline.definitions"]
+        arguments = {
+            "code": ["dagster", "api", "grpc", *local, str(self._code_port), *module],
+            "daemon": ["dagster._daemon", "run", *workspace],
+            "web": ["dagster_webserver", *local, str(self.ui.port), *workspace],
+        }
+        with (self._folder / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", *arguments[name]],
+                env=self._env,
+                text=True,
+                start_new_session=True,
+                stdout=log,
+                stderr=log,
+            )
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """End a service, and no other process: what it started is on its own."""
+        process = self._processes.pop(name)
+        os.kill(process.pid, number)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _answers(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self._code_port)) == 0

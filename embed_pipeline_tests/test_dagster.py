@@ -8,35 +8,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from io import BytesIO
 from itertools import pairwise, permutations
 from pathlib import Path
 
 import dagster as dg
 import numpy as np
-import polars as pl
 import pytest
 import yaml
-from PIL import Image
 
 from embed_pipeline.audit import verify
 from embed_pipeline.dagster_home import shipped
-from embed_pipeline.deployment import Deployment
 from embed_pipeline.errors import EmbedPipelineError
 from embed_pipeline.project_run import ProjectRun
-from embed_pipeline.settings import load_settings
 from embed_pipeline.sources.names import partition_key
 from embed_pipeline.sync import diff, scan, sync
 from embed_pipeline_tests.conftest import draw, draw_many
+from embed_pipeline_tests.places import Place, draw_slow, visible
 from embed_pipeline_tests.processes import (
     PIPES,
     PROGRAM,
     DagsterUI,
-    Environment,
     Terminal,
     alive,
     answer,
@@ -47,12 +40,15 @@ from embed_pipeline_tests.processes import (
     wait_until,
 )
 
-# Dagster looks at its own classes in a way that pydantic has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:The `__fields__` attribute is deprecated")
-
 Start = Callable[..., ProjectRun]
 
 ASSETS = ("image_manifest", "image_diff", "image_embeddings", "collection_state")
+CHECKS = {
+    "collection_equals_source",
+    "vectors_are_sound",
+    "few_images_failed",
+    "changes_are_searchable_soon",
+}
 SOME_ORDERS = list(permutations(ASSETS))[3::5]  # the last one is backwards
 PLAIN = "50% of größe"
 # Decoded in about 0.1 s each by the one reader, so that there is time to stop a run in the middle.
@@ -61,46 +57,6 @@ SLOW_IMAGES = 24
 VERY_SLOW_IMAGES = 120
 # The command line with commits so frequent that fewer slow images do.
 HASTY = "from embed_pipeline import cli, embedding; embedding.COMMIT_SECONDS = 0.3; cli.main()"
-
-
-@dataclass(frozen=True)
-class Place:
-    """A root of projects, and the EMBED_HOME that the UI and the command line share."""
-
-    root: Path
-    home: Path
-    env: Environment
-
-    def durable(self) -> Counter[bytes]:
-        """How often each content hash stands in the vector library."""
-        parts = self.home.glob("vectors/*/part-*.parquet")
-        return Counter(hash_ for part in parts for hash_ in pl.read_parquet(part)["content_hash"])
-
-    def run(self, project: str) -> ProjectRun:
-        """The project as this process sees it."""
-        return ProjectRun(Deployment(load_settings()), project, "test")
-
-
-def visible(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give this process the place's settings."""
-    for name in ("EMBED_SOURCE", "EMBED_SOURCE_ID", "EMBED_MODEL", "EMBED_HOME"):
-        monkeypatch.setenv(name, place.env[name])
-
-
-def draw_slow(folder: Path, count: int, first_seed: int) -> None:
-    """`count` different contents in few bytes, of eight pictures with 36 million pixels."""
-    folder.mkdir(parents=True)
-    pictures = []
-    for seed in range(first_seed, first_seed + 8):
-        rng = np.random.default_rng(seed)
-        picture = Image.new("P", (6000, 6000))
-        picture.putpalette(rng.bytes(768))
-        picture.paste(1, tuple(map(int, rng.integers(0, [3000, 3000, 6000, 6000]))))
-        picture.save(file := BytesIO(), "PNG", compress_level=1)
-        pictures.append(file.getvalue())
-    for number in range(count):
-        behind_the_picture = number.to_bytes(2)
-        (folder / f"slow-{number:03}.png").write_bytes(pictures[number % 8] + behind_the_picture)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +81,7 @@ def shared_place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         EMBED_HOME=home,
         EMBED_DECODE_WORKERS=1,
         EMBED_BATCH_SIZE=1,
+        EMBED_INTERVAL_MINUTES=1440,
     )
     return Place(root, home, env)
 
@@ -138,31 +95,48 @@ def place(shared_place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 @pytest.fixture(scope="module")
 def ui(shared_place: Place) -> Iterator[DagsterUI]:
-    """`embed-pipeline dev` on the shared place, for all tests of this module."""
+    """`embed-pipeline dev` on the shared place, for all tests of this module.
+
+    The only look that the sensor takes is at an empty root: the tests ask for runs themselves.
+    """
+    root = shared_place.root
+    full = root.rename(root.with_name("full"))
+    root.mkdir()
     with dagster_ui(shared_place.env, shared_place.home / "dev.log") as ui:
+        wait_until(ui.ticks, 60, "the sensor's first tick")
+        root.rmdir()
+        full.rename(root)
+        for project in root.iterdir():
+            ui.add_partition(partition_key(project.name))
         yield ui
 
 
 class TestDefinitions:
     def test_they_load_with_all_that_the_ui_shows(self) -> None:
-        """Four assets in a row, over a partition per project, the blocking audit, and the job over all."""
+        """Four assets in a row, over a partition per project; audit, checks, and what drives them."""
         defs = definitions()
         dg.Definitions.validate_loadable(defs)
         graph = defs.resolve_asset_graph()
-        assert {key.to_user_string() for key in graph.get_all_asset_keys()} == set(ASSETS)
+        assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {
+            *ASSETS,
+            "collection_audit",
+        }
         for upstream, downstream in pairwise(ASSETS):
             node = graph.get(dg.AssetKey(downstream))
             assert node.parent_keys == {dg.AssetKey(upstream)}
             assert node.partitions_def == dg.DynamicPartitionsDefinition(name="image_project")
             assert node.description
-        [check] = graph.asset_check_keys
-        assert (check.asset_key.to_user_string(), check.name) == (
-            "collection_state",
-            "collection_equals_source",
-        )
+        assert {check.name for check in graph.asset_check_keys} == CHECKS
         job = defs.resolve_job_def("sync_project")
-        assert set(ASSETS) < {node.name for node in job.nodes}
+        assert {*ASSETS} < {node.name for node in job.nodes}
+        assert "collection_audit" not in {node.name for node in job.nodes}
         assert job.executor_def is dg.in_process_executor
+        assert graph.get(dg.AssetKey("collection_audit")).freshness_policy
+        [sensor] = defs.sensors or []
+        schedules = {schedule.name: schedule for schedule in defs.schedules or []}
+        assert sensor.name == "project_changes"
+        assert set(schedules) == {"nightly_audit", "nightly_clean_up"}
+        assert {each.default_status.value for each in (sensor, *schedules.values())} == {"RUNNING"}
 
 
 class TestUI:
@@ -173,11 +147,12 @@ class TestUI:
         graph = ui.query("""{ assetNodes { assetKey { path } dependencyKeys { path }
             partitionKeys assetChecksOrError { ... on AssetChecks { checks { name blocking } } } } }""")
         nodes = {node["assetKey"]["path"][0]: node for node in graph["assetNodes"]}
-        assert set(nodes) == set(ASSETS)
+        assert set(nodes) == {*ASSETS, "collection_audit"}
         assert nodes["collection_state"]["dependencyKeys"] == [{"path": ["image_embeddings"]}]
-        assert nodes["collection_state"]["assetChecksOrError"]["checks"] == [
-            {"name": "collection_equals_source", "blocking": True}
-        ]
+        checks = nodes["collection_state"]["assetChecksOrError"]["checks"]
+        assert {check["name"]: check["blocking"] for check in checks} == {
+            name: name == "collection_equals_source" for name in CHECKS
+        }
         names = sorted(path.name for path in place.root.iterdir())
         assert sorted(nodes["image_manifest"]["partitionKeys"]) == sorted(map(partition_key, names))
 
@@ -367,7 +342,8 @@ class TestLoneAssets:
         scan(start())
         failed = materialize(instance, dg.AssetSelection.assets("collection_state"))
         assert not failed.success
-        [evaluation] = failed.get_asset_check_evaluations()
+        evaluations = {found.check_name: found for found in failed.get_asset_check_evaluations()}
+        evaluation = evaluations["collection_equals_source"]
         assert (evaluation.passed, evaluation.blocking) == (False, True)
         assert evaluation.description == "1 missing, 0 stale, 0 extra"
         assert sync(start()).embed == 1

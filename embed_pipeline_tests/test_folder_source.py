@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -163,7 +164,7 @@ def test_a_file_is_read_again_only_if_it_was_touched(
     scan("cats")
     hashed: list[bytes] = []
     hash_file = folder._hash_file
-    monkeypatch.setattr(folder, "_hash_file", lambda p: (hashed.append(p), hash_file(p))[1])
+    monkeypatch.setattr(folder, "_hash_file", lambda p, s: (hashed.append(p), hash_file(p, s))[1])
     scan("cats")
     assert hashed == []
     before = path.stat()
@@ -191,10 +192,10 @@ def test_what_vanishes_meanwhile_is_no_error(
     draw(root / "cats" / "folder" / "x.png", 3)
     hash_file = folder._hash_file
 
-    def slow(path: bytes) -> object:
+    def slow(path: bytes, stopped: threading.Event) -> object:
         goes.unlink(missing_ok=True)
         shutil.rmtree(root / "cats" / "folder", ignore_errors=True)
-        return hash_file(path)
+        return hash_file(path, stopped)
 
     monkeypatch.setattr(folder, "_hash_file", slow)
     monkeypatch.setattr(folder.os, "cpu_count", lambda: 1)

@@ -1,11 +1,14 @@
-"""What every vector store promises: the same suite on the embedded store and on qdrant-client.
+"""What every vector store promises: the same suite on the embedded store and on the server store.
 
-In memory always; on a real server when QDRANT_URL is set.
+The server store runs on qdrant-client in memory, and over gRPC and REST on a double of a server; on a
+real server when QDRANT_URL is set.
 """
 
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +25,15 @@ from embed_pipeline.points import POINTS
 from embed_pipeline.settings import load_settings
 from embed_pipeline.stores import open_store, qdrant_edge, qdrant_server
 from embed_pipeline.stores.protocol import Collection, Filter, Vectors, VectorStore
+from embed_pipeline.stores.qdrant_connection import Connection, Route
 from embed_pipeline.stores.qdrant_edge import QdrantEdgeStore
 from embed_pipeline.stores.qdrant_server import QdrantServerStore, connect
+from embed_pipeline_tests.qdrant_double import QdrantDouble
 from embed_pipeline_tests.store_samples import DIMENSION, points, vectors
 
-pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Payload indexes have no effect", "ignore:Local mode performs exact"
+)
 
 # Float16 in the store: 11 bits of each number survive.
 ROUNDING = 1e-3
@@ -34,22 +41,42 @@ ROUNDING = 1e-3
 
 QDRANT_URL = os.environ.get("QDRANT_URL")
 QDRANT_API_KEY = os.environ.get("QDRANT_API_KEY")
+QDRANT_GRPC_PORT = int(os.environ.get("QDRANT_GRPC_PORT", "6334"))
+STORES = ["edge", "memory", "grpc", "rest", *(["server"] if QDRANT_URL else [])]
 
 
-@pytest.fixture(scope="module", params=["edge", "memory", *(["server"] if QDRANT_URL else [])])
+class InMemory(Route):
+    """No server at all."""
+
+    writes_at_once = 1
+
+    def __init__(self) -> None:
+        super().__init__("http://memory", None, 6334)
+        self._engine = QdrantClient(":memory:")
+
+    def open(self, timeout_seconds: int) -> QdrantClient:
+        """Always the same."""
+        return self._engine
+
+
+@pytest.fixture(scope="module", params=STORES)
 def store(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[VectorStore]:
     """Each of the stores."""
-    store: VectorStore
-    if request.param == "edge":
-        store = QdrantEdgeStore(tmp_path_factory.mktemp("edge"), wait_seconds=20)
-    elif request.param == "memory":
-        store = QdrantServerStore(QdrantClient(":memory:"))
-    else:
-        store = connect(str(QDRANT_URL), QDRANT_API_KEY)
-    yield store
-    store.close()
+    with ExitStack() as stack:
+        store: VectorStore
+        if request.param == "edge":
+            store = QdrantEdgeStore(tmp_path_factory.mktemp("edge"), wait_seconds=20)
+        elif request.param == "memory":
+            store = QdrantServerStore(Connection(InMemory()))
+        elif request.param == "server":
+            store = connect(str(QDRANT_URL), QDRANT_API_KEY, QDRANT_GRPC_PORT)
+        else:
+            double = stack.enter_context(QdrantDouble(grpc=request.param == "grpc"))
+            store = connect(double.url, None, double.grpc_port)
+        stack.callback(store.close)
+        yield store
 
 
 @pytest.fixture
@@ -58,7 +85,12 @@ def space(store: VectorStore) -> Iterator[str]:
     name = f"test-{uuid.uuid4().hex}"
     yield name
     if isinstance(store, QdrantServerStore):
-        store._client.delete_collection(f"images_{name}")
+        for made in [made for made in store._names("clean up") if name in made]:
+            store._connection.write("clean up", partial(_delete_collection, made))
+
+
+def _delete_collection(name: str, client: QdrantClient) -> None:
+    client.delete_collection(name)
 
 
 @pytest.fixture
@@ -84,9 +116,9 @@ def found(collection: Collection, vector: Vectors, where: Filter = Filter()) -> 
 
 
 @pytest.mark.skipif(QDRANT_URL is None, reason="QDRANT_URL is not set: no real server was tested")
-def test_server_answers(store: VectorStore) -> None:
+def test_server_answers() -> None:
     """The suite runs on a real server too, where there is one."""
-    assert store.check()
+    assert connect(str(QDRANT_URL), QDRANT_API_KEY, QDRANT_GRPC_PORT).check()
 
 
 def test_settings_choose_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,25 +129,6 @@ def test_settings_choose_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setenv("QDRANT_URL", "http://localhost:6333")
     assert isinstance(open_store(load_settings()), QdrantServerStore)
-
-
-def test_unreachable_server() -> None:
-    """A server that does not answer is one line with its address and the remedy, without the key."""
-    store = connect("https://localhost.invalid:6333", "the key")
-    cats = store.collection("space", DIMENSION, "source/cats")
-    for call in (
-        store.check,
-        cats.exists,
-        cats.count,
-        lambda: cats.upsert(points("p", ["a"]), vectors(1)),
-    ):
-        with pytest.raises(
-            StoreError, match=r"localhost.invalid:6333 .*unset QDRANT_URL"
-        ) as caught:
-            call()
-        assert "the key" not in str(caught.value)
-        assert "\n" not in str(caught.value)
-    store.close()
 
 
 def test_upsert_and_scroll_round_trip(cats: Collection) -> None:
@@ -305,6 +318,54 @@ def test_projects_never_meet(cats: Collection, dogs: Collection) -> None:
     assert cats.count() == 2
 
 
+def test_two_deployments_on_one_store_never_meet(store: VectorStore, space: str) -> None:
+    """Sources `a` and `b` both have a project `cats` of the same images: neither reaches the other's."""
+    ids = ("a/cats", "b/cats")
+    here, there = (store.collection(space, DIMENSION, project_id) for project_id in ids)
+    names = [f"{i}" for i in range(40)]
+    here.upsert(points("a/cats", names), vectors(40))
+    assert (there.exists(), store.spaces("b/cats")) == (False, [])
+    there.upsert(points("b/cats", names), vectors(40))
+    before = rows(there)
+    stored = np.concatenate([v for _, v in there.scroll_vectors()])
+
+    here.upsert(points("a/cats", names, "d2"), -vectors(40))
+    here.relabel(points("a/cats", names, "d3"))
+    here.relabel(points("b/cats", names, "d3"))
+    here.delete(points("b/cats", names)["point_id"])
+    here.delete(points("a/cats", names[:39])["point_id"])
+    assert (here.count(), there.count()) == (1, 40)
+    assert set(rows(here)["project_id"]) == {"a/cats"}
+    assert_frame_equal(before, rows(there))
+    assert there.nearest(vectors(1)[0], 1)["project_id"].to_list() == ["b/cats"]
+    wanted = Filter(datasets=("d1", "d3"), image_ids=tuple(names))
+    assert set(here.nearest(vectors(1)[0], 40, wanted)["project_id"]) == {"a/cats"}
+
+    here.drop()
+    assert (here.exists(), there.exists()) == (False, True)
+    assert_frame_equal(before, rows(there))
+    after = np.concatenate([v for _, v in there.scroll_vectors()])
+    np.testing.assert_allclose(after, stored, atol=1e-6)  # in memory, reading rounds
+
+
+def test_spaces_lists_where_a_project_has_points(store: VectorStore, space: str) -> None:
+    """The spaces of a project, sorted: from its first point in each to its last; others' do not count."""
+    cats, dogs = (f"source/{animal} {space}" for animal in ("cats", "dogs"))
+    assert store.spaces(cats) == []
+    second, first = (store.collection(space + end, DIMENSION, cats) for end in ("-b", "-a"))
+    for collection in (second, first):
+        collection.upsert(points(cats, ["a"]), vectors(1))
+    store.collection(f"{space}-a", DIMENSION, dogs).upsert(points(dogs, ["a"]), vectors(1))
+    assert (store.spaces(cats), store.spaces(dogs)) == (
+        [f"{space}-a", f"{space}-b"],
+        [f"{space}-a"],
+    )
+    first.delete(points(cats, ["a"])["point_id"])
+    assert store.spaces(cats) == [f"{space}-b"]
+    second.drop()
+    assert (store.spaces(cats), store.spaces(dogs)) == ([], [f"{space}-a"])
+
+
 def test_spaces_never_meet(store: VectorStore, space: str, cats: Collection) -> None:
     """The same project in another space, here of another dimension, is another collection."""
     wide = store.collection(f"{space}-wide", 2 * DIMENSION, "source/cats")
@@ -338,11 +399,14 @@ def test_reads_create_nothing(store: VectorStore, space: str, cats: Collection) 
     for read in reads:
         with pytest.raises(CollectionMissing, match="sync the project first"):
             read()
+    cats.relabel(points("source/cats", ["a"]))
+    cats.delete(points("source/cats", ["a"])["point_id"])
+    cats.drop()
     assert not cats.exists()
     if isinstance(store, QdrantEdgeStore):
         assert not (store._root / space).exists()
     else:
-        assert not store._client.collection_exists(f"images_{space}")
+        assert f"images_{space}" not in store._names("look")
 
 
 @pytest.mark.parametrize(
@@ -406,7 +470,7 @@ def plant(store: VectorStore, collection: Collection) -> None:
             shard.flush()
     else:
         batch = models.Batch(ids=[7], vectors=vectors(1).tolist(), payloads=[payload])
-        store._client.upsert(collection._name, points=batch)
+        store._connection.write("plant", lambda c: c.upsert(collection._name, points=batch))
 
 
 def test_check_says_what_there_is(store: VectorStore, cats: Collection) -> None:

@@ -171,7 +171,7 @@ def test_a_bad_image_is_a_row(cats: Path, start: Start) -> None:
     (cats / "broken.png").write_bytes(b"this is no picture")
     assert counts(sync(start())) == {"failed": 1, "unchanged": 10}
     assert counts(sync(start())) == {"failed": 1, "unchanged": 10}
-    failure = start().failures().row(0, named=True)
+    failure = start().all_failures().row(0, named=True)
     assert (failure["stage"], failure["reason"], failure["attempts"]) == (
         "decode",
         "unknown_format",
@@ -180,7 +180,7 @@ def test_a_bad_image_is_a_row(cats: Path, start: Start) -> None:
     assert verify(start()).failed == 1
     draw(cats / "broken.png", 400)
     assert counts(sync(start())) == {"embed": 1, "unchanged": 10}
-    assert start().failures().is_empty()
+    assert start().all_failures().is_empty()
 
 
 def test_odd_files_never_stop_a_project(root: Path, start: Start) -> None:

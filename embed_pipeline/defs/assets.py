@@ -1,22 +1,29 @@
-"""The four assets: manifest, diff, embeddings, collection state. One partition is one project."""
+"""Four assets with a partition for each project: manifest, diff, embeddings, collection state.
 
+And one without: the audit of all projects.
+"""
+
+from datetime import timedelta
 from functools import partial
 
 import dagster as dg
 
 from embed_pipeline import sync
+from embed_pipeline.audit import audit_all
 from embed_pipeline.defs import metadata
 from embed_pipeline.defs.partitions import projects
-from embed_pipeline.defs.resources import EmbedPipeline
+from embed_pipeline.defs.resources import REVISION_TAG, EmbedPipeline
 from embed_pipeline.manifest import data_version
 
 GROUP = "image_search"
+AUDIT_GROUP = "audit"
+OWNERS = ["team:embed-pipeline"]
 
 project_asset = partial(
     dg.asset,
     partitions_def=projects,
     group_name=GROUP,
-    owners=["team:embed-pipeline"],
+    owners=OWNERS,
     code_version="1",
 )
 
@@ -28,6 +35,7 @@ def image_manifest(
     """What the project holds now: one row per image, with the hash of its content."""
     run = pipeline.project_run(context)
     manifest = sync.scan(run)
+    context.instance.add_run_tags(run.run_id, {REVISION_TAG: run.revision()})
     return dg.MaterializeResult(
         metadata=metadata.of_manifest(run, manifest),
         data_version=dg.DataVersion(data_version(manifest)),
@@ -40,7 +48,7 @@ def image_diff(
 ) -> dg.MaterializeResult[None]:
     """What must happen: manifest against what the collection says it holds, one row per action."""
     run = pipeline.project_run(context)
-    return dg.MaterializeResult(metadata=metadata.of_diff(run, sync.diff(run)))
+    return dg.MaterializeResult(metadata=metadata.of_diff(run.spaces()[-1], sync.diff(run)))
 
 
 @project_asset(deps=[image_diff], kinds={"pytorch", "parquet"})
@@ -49,7 +57,7 @@ def image_embeddings(
 ) -> dg.MaterializeResult[None]:
     """Vectors of the contents that nobody embedded before, searchable as the batches finish."""
     run = pipeline.project_run(context)
-    return dg.MaterializeResult(metadata=metadata.of_embeddings(run, sync.embed(run)))
+    return dg.MaterializeResult(metadata=metadata.of_embeddings(run.spaces()[-1], sync.embed(run)))
 
 
 class ApplyConfig(dg.Config):
@@ -66,3 +74,29 @@ def collection_state(
     run = pipeline.project_run(context)
     state = sync.apply(run, config.confirm_removals)
     return dg.MaterializeResult(metadata=metadata.of_state(run, state))
+
+
+class AuditConfig(dg.Config):
+    """`vectors`: also compare every stored vector with the library's, which reads all of them."""
+
+    vectors: bool = False
+
+
+@dg.asset(
+    group_name=AUDIT_GROUP,
+    owners=OWNERS,
+    deps=[collection_state],
+    kinds={"qdrant"},
+    # It is made every night: without one for so long, nothing proves that search is right.
+    freshness_policy=dg.FreshnessPolicy.time_window(
+        fail_window=timedelta(hours=50), warn_window=timedelta(hours=26)
+    ),
+)
+def collection_audit(
+    context: dg.AssetExecutionContext, pipeline: EmbedPipeline, config: AuditConfig
+) -> dg.MaterializeResult[None]:
+    """Every project's collection against its source; the sensor asks for runs of those that differ."""
+    audited = audit_all(pipeline.deployment, vectors=config.vectors)
+    for project, reason in audited.skipped.items():
+        context.log.warning("%s: not verified: %s", project, reason)
+    return dg.MaterializeResult(metadata=metadata.of_audit(audited))

@@ -1,8 +1,10 @@
-"""The job that brings one project up to date."""
+"""The jobs: bring one project up to date, audit all of them, delete old runs."""
 
 import dagster as dg
 
-from embed_pipeline.defs.assets import GROUP
+from embed_pipeline.defs.assets import AUDIT_GROUP, GROUP
+from embed_pipeline.defs.old_runs import delete_old_runs
+from embed_pipeline.defs.resources import EmbedPipeline
 
 sync_project = dg.define_asset_job(
     "sync_project",
@@ -11,3 +13,21 @@ sync_project = dg.define_asset_job(
     # A run whose process died begins anew: the listing may be old by now, and is cheap.
     tags={"dagster/retry_strategy": "ALL_STEPS"},
 )
+audit_projects = dg.define_asset_job(
+    "audit_projects",
+    selection=dg.AssetSelection.groups(AUDIT_GROUP),
+    description="Verify all projects in one run; the sensor asks for runs of those that differ.",
+)
+
+
+@dg.op(out=dg.Out(dg.Nothing))
+def delete_runs(context: dg.OpExecutionContext, pipeline: EmbedPipeline) -> None:
+    """Delete runs older than EMBED_KEEP_RUNS_DAYS, but for each project's last success."""
+    deleted = delete_old_runs(context.instance, pipeline.deployment.settings.keep_runs_days)
+    context.add_output_metadata({"deleted runs": deleted})
+
+
+@dg.job(description="Delete old runs: each is a file of some 100 kB in Dagster's storage.")
+def clean_up() -> None:
+    """One op."""
+    delete_runs()

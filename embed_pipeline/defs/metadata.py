@@ -1,15 +1,17 @@
 """What a materialisation tells people in the Dagster UI."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import dagster as dg
 import polars as pl
 
+from embed_pipeline.audit import AuditedProjects
 from embed_pipeline.collection_state import CollectionState
 from embed_pipeline.contact_sheet import Row, Thumbnail, contact_sheet, inline_jpeg
 from embed_pipeline.diff import ACTIONS, DIFF, Difference
 from embed_pipeline.embedding import Throughput
-from embed_pipeline.failures import of_settings
 from embed_pipeline.manifest import MANIFEST
 from embed_pipeline.pictures import picture
 from embed_pipeline.project_run import ProjectRun
@@ -41,7 +43,7 @@ def of_diff(run: ProjectRun, difference: Difference) -> Metadata:
         "unchanged": difference.unchanged,
         **{action: difference.count(action) for action in ACTIONS},
         "failed before": len(difference.failed),
-        "table": dg.MetadataValue.path(run.home.diff),
+        "table": dg.MetadataValue.path(run.space_home.diff),
     }
 
 
@@ -51,9 +53,10 @@ def of_embeddings(run: ProjectRun, throughput: Throughput) -> Metadata:
         "contents embedded": throughput.embedded,
         "space": run.card.space,
     }
-    failures = of_settings(run.failures(), run.card.space, run.limits)
+    failures = run.failures()
     if failures.height:
-        told["failures"] = _table(failures)
+        columns = ("image_id", "stage", "reason", "detail", "attempts")
+        told["failures"] = _table(failures.to_dicts(), columns)
     if throughput.embedded:
         told["images per second"] = round(throughput.embedded / throughput.seconds, 1)
         told["encoder seconds per 1,000"] = round(
@@ -75,15 +78,29 @@ def of_state(run: ProjectRun, state: CollectionState) -> Metadata:
     }
 
 
-def _table(failures: pl.DataFrame) -> dg.TableMetadataValue:
-    columns = ("image_id", "stage", "reason", "detail", "attempts")
-    rows = failures.select(columns).head(TABLE_ROWS)
-    schema = dg.TableSchema([dg.TableColumn(name) for name in columns])
-    return dg.MetadataValue.table([dg.TableRecord(row) for row in rows.to_dicts()], schema)
+def of_audit(audited: AuditedProjects) -> Metadata:
+    """How many projects are equal, and which are not."""
+    differing = [asdict(audit) for audit in audited.audits if not audit.equal]
+    told: dict[str, dg.MetadataValue | str | int | float] = {
+        "projects": len(audited.audits),
+        "equal": len(audited.audits) - len(differing),
+        "not verified": len(audited.skipped),
+    }
+    if differing:
+        columns = ("project_id", "indexed", "missing", "stale", "extra", "failed")
+        told["differing"] = _table(differing, columns)
+    return told
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dg.TableMetadataValue:
+    records = [dg.TableRecord({name: row[name] for name in columns}) for row in rows[:TABLE_ROWS]]
+    return dg.MetadataValue.table(
+        records, dg.TableSchema([dg.TableColumn(name) for name in columns])
+    )
 
 
 def _sheet(run: ProjectRun) -> dg.MarkdownMetadataValue:
-    new = DIFF.read(run.home.diff).filter(action="embed").head(SHEET_IMAGES)
+    new = DIFF.read(run.space_home.diff).filter(action="embed").head(SHEET_IMAGES)
     pictures = [
         picture(run.deployment, run.project, locator, content_hash, SHEET_SIDE)
         for locator, content_hash in new.select("locator", "content_hash").iter_rows()

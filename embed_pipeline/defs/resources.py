@@ -1,18 +1,23 @@
 """What the assets need: the deployment that the settings name, and the project's lease."""
 
+import time
 from contextlib import ExitStack
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import dagster as dg
 from pydantic import PrivateAttr
 
-from embed_pipeline.defs.run_launcher import run_lock
+from embed_pipeline.defs.run_launcher import hold_run_lock
 from embed_pipeline.deployment import Deployment, open_deployment
-from embed_pipeline.lease import lease
-from embed_pipeline.progress import Progress, silent
+from embed_pipeline.lease import working_lease
+from embed_pipeline.progress import Progress, silent, told_to
 from embed_pipeline.project_run import ProjectRun
+from embed_pipeline.run_progress import Pace, ProgressFile
 from embed_pipeline.sources.names import project_of
+
+REVISION_TAG = "embed_pipeline/revision"
+OBSERVE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -35,22 +40,74 @@ class EmbedPipeline(dg.ConfigurableResource):  # type: ignore[type-arg]  # it is
     _held: ExitStack = PrivateAttr(default_factory=ExitStack)
     _run: ProjectRun | None = PrivateAttr(default=None)
 
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Show that the run's process is alive."""
+        if context.instance and context.run:
+            hold_run_lock(context.instance, context.run.run_id)
+
+    @property
+    def deployment(self) -> Deployment:
+        """What the settings name."""
+        here = launcher.get()
+        return here.deployment if here else open_deployment()
+
     def project_run(
         self, context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext
     ) -> ProjectRun:
         """The run's project, under its lease. Raises LeaseHeld when another run works on it."""
         if self._run is None:
-            here = launcher.get() or Launcher(open_deployment(), silent)
-            deployment = here.deployment
-            project = project_of(context.partition_key)
-            home, wait = deployment.project_home(project), deployment.settings.lease_wait_seconds
-            run_id = context.run.run_id
-            alive = self._held.enter_context(run_lock(context.instance, run_id).acquire(0, "run"))
-            self._held.callback(alive.path.unlink, missing_ok=True)
-            self._held.enter_context(lease(home, project, run_id, wait))
-            self._run = ProjectRun(deployment, project, run_id, here.progress)
+            self._run = self._start(context)
+        if isinstance(context, dg.AssetExecutionContext):
+            observed = told_to(self._run.progress, Observations(context))
+            return replace(self._run, progress=observed)
         return self._run
+
+    def _start(
+        self, context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext
+    ) -> ProjectRun:
+        run_id = context.run.run_id
+        _require_wanted(context.instance, run_id)
+        deployment, project = self.deployment, project_of(context.partition_key)
+        home, wait = deployment.project_home(project), deployment.settings.lease_wait_seconds
+        self._held.enter_context(working_lease(home, project, run_id, wait))
+        file = ProgressFile(home, run_id)
+        self._held.callback(file.close)
+        here = launcher.get()
+        progress = told_to(file, here.progress if here else silent)
+        return ProjectRun(deployment, project, run_id, progress)
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002  Dagster's signature
         """Let go of the lease."""
         self._held.close()
+
+
+class Observations:
+    """A Progress that the Dagster UI shows: an observation of the step's asset every 15 s."""
+
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        self._context = context
+        self._pace = Pace(context.run.run_id)
+        self._told_at = time.monotonic()
+
+    def __call__(self, step: str, done: int, total: int | None) -> None:
+        """Observe where it is time to."""
+        if time.monotonic() - self._told_at < OBSERVE_SECONDS:
+            return
+        self._told_at = time.monotonic()
+        at = self._pace.at(step, done, total)
+        metadata: dict[str, str | int] = {"progress": str(at), "done": done}
+        if total is not None:
+            metadata["total"] = total
+        self._context.log_event(
+            dg.AssetObservation(
+                asset_key=self._context.asset_key,
+                partition=self._context.partition_key,
+                metadata=metadata,
+            )
+        )
+
+
+def _require_wanted(instance: dg.DagsterInstance, run_id: str) -> None:
+    """A run that was forced to end while it was starting may start all the same."""
+    if instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.RUN_CANCELED).records:
+        raise dg.Failure("the run was stopped before it began", allow_retries=False)

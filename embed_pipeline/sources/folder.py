@@ -7,10 +7,11 @@ sub-folder has that name already).
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 
 import polars as pl
@@ -79,14 +80,18 @@ class FolderSource:
         remembered = self._remembered(project)
         seen: list[pl.DataFrame] = []
         entries = iter(walk)
-        while page := list(islice(entries, PAGE_IMAGES)):
-            hashed = self._hashed(walk.base, page, remembered)
-            seen.append(hashed.select(HASHES.schema.names()))
-            yield Listing(_manifest_rows(hashed))
+        try:
+            while page := list(islice(entries, PAGE_IMAGES)):
+                hashed = self._hashed(walk.base, page, remembered)
+                seen.append(hashed.select(HASHES.schema.names()))
+                yield Listing(_manifest_rows(hashed))
+        except BaseException:
+            self._remember(project, [*seen, remembered])  # not to hash them again
+            raise
         yield Listing(MANIFEST.empty(), walk.ignored)
         now = pl.concat([HASHES.empty(), *seen])
         if not now.equals(remembered):
-            HASHES.write(now, self._hashes_of(project))
+            self._remember(project, [now])
 
     def fetch(self, project: str, locator: str, content_hash: bytes, max_bytes: int) -> bytes:
         """The file's bytes."""
@@ -140,6 +145,10 @@ class FolderSource:
         except TableError:
             return HASHES.empty()  # only a cache: every file is hashed again
 
+    def _remember(self, project: str, hashes: list[pl.DataFrame]) -> None:
+        known = pl.concat(hashes).unique("path", keep="first", maintain_order=True)
+        HASHES.write(known, self._hashes_of(project))
+
     def _hashed(self, base: bytes, page: list[Entry], remembered: pl.DataFrame) -> pl.DataFrame:
         """The page's entries with their hashes: HASHES columns and dataset."""
         columns = ("path", "dataset", "size", "mtime_ns", "ctime_ns")
@@ -166,8 +175,14 @@ def _hash(base: bytes, entries: pl.DataFrame) -> pl.DataFrame:
     """Hash the entries' files side by side; those that vanished are left out."""
     paths = [os.path.join(base, path) for path in entries["path"]]
     started = time.time_ns()
+    stopped = threading.Event()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashes = list(pool.map(_hash_file, paths))
+        try:
+            hashes = list(pool.map(_hash_file, paths, repeat(stopped)))
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     columns = {
         "content_hash": pl.Binary(),
         "width": pl.Int32(),
@@ -179,13 +194,15 @@ def _hash(base: bytes, entries: pl.DataFrame) -> pl.DataFrame:
     return hashed.filter(~pl.col("gone")).drop("gone")
 
 
-def _hash_file(path: bytes) -> tuple[bytes | None, int | None, int | None, bool]:
+def _hash_file(
+    path: bytes, stopped: threading.Event
+) -> tuple[bytes | None, int | None, int | None, bool]:
     """(sha256, width, height, whether the file is gone); no hash where it cannot be read."""
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD_BYTES)
             digest = hashlib.sha256(head)
-            while more := file.read(HEAD_BYTES):
+            while not stopped.is_set() and (more := file.read(HEAD_BYTES)):
                 digest.update(more)
     except FileNotFoundError:
         return None, None, None, True

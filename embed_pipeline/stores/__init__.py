@@ -18,7 +18,12 @@ def open_store(settings: "Settings") -> "VectorStore":
     if settings.qdrant_url:
         from embed_pipeline.stores.qdrant_server import connect
 
-        return connect(settings.qdrant_url, settings.qdrant_api_key)
+        return connect(
+            settings.qdrant_url,
+            settings.qdrant_api_key,
+            settings.qdrant_grpc_port,
+            settings.qdrant_quantization,
+        )
     from embed_pipeline.stores.qdrant_edge import QdrantEdgeStore
 
     return QdrantEdgeStore(Home(settings.home).qdrant, settings.store_wait_seconds)

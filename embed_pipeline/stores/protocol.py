@@ -81,10 +81,14 @@ class VectorStore(Protocol):
         """A handle; touches nothing until used."""
         ...
 
+    def spaces(self, project_id: str) -> list[str]:
+        """The spaces in which the project has points, sorted. Reads only. Raises StoreError."""
+        ...
+
     def check(self) -> str:
         """One line about the store for `doctor`. Raises StoreError if it cannot be used."""
         ...
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Let go of connections and shards. The next use opens them again."""
         ...

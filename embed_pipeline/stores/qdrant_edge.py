@@ -169,11 +169,17 @@ class QdrantEdgeStore:
     def collection(self, space: str, dimension: int, project_id: str) -> EdgeCollection:
         """A handle; touches nothing until used."""
         note = Note(project_id, space, dimension)
-        key = hashlib.sha256(project_id.encode()).hexdigest()[:20]
-        directory = ShardDirectory(self._root / space / key, note)
+        directory = ShardDirectory(self._root / space / _key(project_id), note)
         # setdefault is atomic: two Turns at one shard would wait for each other.
         turns = self._turns.setdefault(note, Turns(directory, self._keeper, self._wait_seconds))
         return EdgeCollection(turns)
+
+    def spaces(self, project_id: str) -> list[str]:
+        """The spaces whose directories hold the project's shard."""
+        try:
+            return sorted(shard.parent.name for shard in self._root.glob(f"*/{_key(project_id)}"))
+        except OSError as error:
+            raise StoreError(f"{self._root}: {error.strerror}; mend its owner or mode") from error
 
     def check(self) -> str:
         """Where the store is, how much it holds and how much room there is."""
@@ -193,6 +199,10 @@ class QdrantEdgeStore:
         """Close every shard that is still open."""
         for turns in list(self._turns.values()):
             turns.let_go()
+
+
+def _key(project_id: str) -> str:
+    return hashlib.sha256(project_id.encode()).hexdigest()[:20]
 
 
 def _apply(shard: edge.EdgeShard, operations: Iterator[edge.UpdateOperation], path: Path) -> bool:

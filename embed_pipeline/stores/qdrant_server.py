@@ -1,68 +1,83 @@
 """A Qdrant server: one collection per space for all projects, each call filtered by project."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, NoReturn
 
 import polars as pl
 from qdrant_client import QdrantClient, models
-from qdrant_client.http.exceptions import ResponseHandlingException
 
-from embed_pipeline.errors import CollectionMissing, EmbedPipelineError, StoreError
-from embed_pipeline.points import point_ids as ids_of_images
+from embed_pipeline.errors import CollectionMissing
 from embed_pipeline.stores.protocol import Filter, Vectors
+from embed_pipeline.stores.qdrant_connection import Connection, Route, Updated
+from embed_pipeline.stores.qdrant_filters import Filters, has, ids
+from embed_pipeline.stores.qdrant_schema import SEARCH, Known, Quantization, Schema
 from embed_pipeline.stores.records import (
-    DATASET_FIELD,
-    PROJECT_FIELD,
     nearest_frame,
     payloads,
     points_frame,
-    qdrant_ids,
     unit_vectors,
     vectors_array,
 )
+from embed_pipeline.stores.retrying import READS, WRITES, Patience
 
+_PREFIX = "images_"
 _BATCH_POINTS = 256
 _PAGE_POINTS = 10_000
 _PAGE_POINTS_WITH_VECTORS = 1_000
-_TIMEOUT_SECONDS = 60
 
 
-def connect(url: str, api_key: str | None) -> "QdrantServerStore":
+def connect(
+    url: str,
+    api_key: str | None = None,
+    grpc_port: int = 6334,
+    quantization: Quantization = "int8",
+    *,
+    reads: Patience = READS,
+    writes: Patience = WRITES,
+) -> "QdrantServerStore":
     """Make a store on the server at `url`, such as http://localhost:6333. Nothing is sent yet."""
-    client = QdrantClient(
-        url=url,
-        api_key=api_key,
-        prefer_grpc=True,
-        timeout=_TIMEOUT_SECONDS,
-        check_compatibility=False,  # it asks the server from a thread; `check` does it in the open
-    )
-    return QdrantServerStore(client, url)
+    connection = Connection(Route(url, api_key, grpc_port), reads, writes)
+    return QdrantServerStore(connection, quantization)
 
 
 class QdrantServerStore:
     """All projects of a space share the collection `images_<space>`.
 
-    where: what messages call the server.
+    quantization: of collections that this store makes; see `Schema`.
     """
 
-    def __init__(self, client: QdrantClient, where: str = "in memory") -> None:
-        self._client = client
-        self._where = where
+    def __init__(self, connection: Connection, quantization: Quantization = "int8") -> None:
+        self._connection = connection
+        self._quantization = quantization
+        self._known = Known()
 
     def collection(self, space: str, dimension: int, project_id: str) -> "ServerCollection":
         """A handle; touches nothing until used."""
-        return ServerCollection(self._client, self._where, f"images_{space}", dimension, project_id)
+        name = _PREFIX + space
+        schema = Schema(self._connection, name, dimension, self._quantization, self._known)
+        return ServerCollection(self._connection, schema, name, dimension, project_id)
+
+    def spaces(self, project_id: str) -> list[str]:
+        """The spaces whose collections hold a point of the project."""
+        names = self._names(f"list the spaces of {project_id}")
+        spaces = [name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX)]
+        # The dimension matters to no question that `exists` asks.
+        return sorted(s for s in spaces if self.collection(s, 1, project_id).exists())
 
     def check(self) -> str:
         """Where the server is and how many collections it holds. Raises StoreError."""
-        with _explained(self._where):
-            names = self._client.get_collections().collections
-        return f"Qdrant at {self._where}: {len(names)} collections"
+        names = self._names("list the collections")
+        return f"Qdrant at {self._connection.where}: {len(names)} collections"
 
     def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
+        """Close the connections. What other threads still wait for ends with StoreUnavailable."""
+        self._connection.close()
+
+    def _names(self, what: str) -> list[str]:
+        listed = self._connection.read(what, QdrantClient.get_collections)
+        return [collection.name for collection in listed.collections]
 
 
 class ServerCollection:
@@ -72,64 +87,60 @@ class ServerCollection:
     """
 
     def __init__(
-        self, client: QdrantClient, where: str, name: str, dimension: int, project_id: str
+        self,
+        connection: Connection,
+        schema: Schema,
+        name: str,
+        dimension: int,
+        project_id: str,
     ) -> None:
-        self._client = client
-        self._where = where
+        self._connection = connection
+        self._schema = schema
         self._name = name
         self._dimension = dimension
         self._project_id = project_id
-        self._is_ours = models.FieldCondition(
-            key=PROJECT_FIELD, match=models.MatchValue(value=project_id)
-        )
+        self._filters = Filters(project_id)
 
     def exists(self) -> bool:
         """Whether the project has any point here."""
-        with _explained(self._where):
-            if not self._client.collection_exists(self._name):
-                return False
-            return self._client.count(self._name, count_filter=self._ours()).count > 0
+
+        def first(client: QdrantClient) -> list[models.Record]:
+            return client.scroll(
+                self._name, scroll_filter=self._filters.ours(), limit=1, with_payload=False
+            )[0]
+
+        try:
+            return bool(self._connection.read(self._what("look for"), first))
+        except CollectionMissing:
+            return False
 
     def upsert(self, points: pl.DataFrame, vectors: Vectors) -> None:
-        """Insert or replace whole points, 256 per request."""
+        """Insert or replace whole points, 256 per request, three requests at once."""
         unit = unit_vectors(vectors, points.height, self._dimension)
         if points.is_empty():
             return
-        with _explained(self._where):
-            self._make()
-            for start in range(0, points.height, _BATCH_POINTS):
-                rows = points[start : start + _BATCH_POINTS]
-                batch = models.Batch(
-                    ids=_ids(rows["point_id"]),
-                    vectors=unit[start : start + _BATCH_POINTS].tolist(),
-                    payloads=payloads(rows),
-                )
-                self._client.upsert(self._name, points=batch, wait=True)
+        self._schema.ensure()
+        write = partial(self._write_batches, "upsert", points.height)
+        upsert = partial(self._upsert, points, unit)
+        try:
+            write(upsert)
+        except CollectionMissing:  # deleted since this process looked at it
+            self._schema.forget()
+            self._schema.ensure()
+            write(upsert)
 
     def relabel(self, points: pl.DataFrame) -> None:
         """Replace the payload of points; those that are not there stay away."""
-        if not self.exists():
-            return
-        with _explained(self._where):
-            for start in range(0, points.height, _BATCH_POINTS):
-                rows = points[start : start + _BATCH_POINTS]
-                changes = zip(_ids(rows["point_id"]), payloads(rows), strict=True)
-                self._client.batch_update_points(
-                    self._name,
-                    update_operations=[self._relabelled(*change) for change in changes],
-                    wait=True,
-                )
+        with suppress(CollectionMissing):
+            self._schema.require()
+            self._write_batches("relabel", points.height, partial(self._relabel, points))
 
     def delete(self, point_ids: pl.Series) -> None:
         """Delete by id. A project that has no point left has no collection."""
-        if not self.exists():
-            return
-        ids = _ids(point_ids)
-        with _explained(self._where):
-            for start in range(0, len(ids), _BATCH_POINTS):
-                selected = self._ours(_has(ids[start : start + _BATCH_POINTS]))
-                selector = models.FilterSelector(filter=selected)
-                self._client.delete(self._name, points_selector=selector, wait=True)
+        delete = partial(self._delete, ids(point_ids))
+        with suppress(CollectionMissing):
+            self._schema.require()
+            self._write_batches("delete", len(point_ids), delete)
 
     def scroll(self) -> Iterator[pl.DataFrame]:
         """Pages of 10,000 points, in the order of their ids."""
@@ -143,140 +154,115 @@ class ServerCollection:
 
     def count(self) -> int:
         """Exact number of points."""
-        self._require()
-        with _explained(self._where):
-            return self._client.count(self._name, count_filter=self._ours(), exact=True).count
+
+        def count(client: QdrantClient) -> int:
+            return client.count(self._name, count_filter=self._filters.ours(), exact=True).count
+
+        self._schema.require()
+        return self._connection.read(self._what("count"), count) or self._missing()
 
     def nearest(self, vector: Vectors, limit: int, where: Filter = Filter()) -> pl.DataFrame:
         """Search among the project's points, with an index over each project where it is large."""
         query = unit_vectors(vector[None], 1, self._dimension)[0].tolist()
-        selected = self._selected(where)
+        selected = self._filters.selected(where)
 
-        def fetch(wanted: int) -> list[models.ScoredPoint]:
-            return self._client.query_points(
-                self._name, query=query, query_filter=selected, limit=wanted, with_payload=True
+        def fetch(client: QdrantClient, wanted: int) -> Sequence[models.ScoredPoint]:
+            return client.query_points(
+                self._name,
+                query=query,
+                query_filter=selected,
+                search_params=SEARCH,
+                limit=wanted,
+                with_payload=True,
             ).points
 
-        self._require()
-        with _explained(self._where):
-            return nearest_frame(fetch, limit)
+        def search(client: QdrantClient) -> pl.DataFrame:
+            return nearest_frame(partial(fetch, client), limit)
+
+        self._schema.require()
+        found = self._connection.read(self._what("search"), search)
+        if found.is_empty() and not self.exists():
+            self._missing()
+        return found
 
     def drop(self) -> None:
         """Delete the project's points."""
-        if self.exists():
-            with _explained(self._where):
-                selector = models.FilterSelector(filter=self._ours())
-                self._client.delete(self._name, points_selector=selector, wait=True)
 
-    def _make(self) -> None:
-        if not self._client.collection_exists(self._name):
-            self._client.create_collection(
-                self._name,
-                vectors_config=models.VectorParams(
-                    size=self._dimension,
-                    distance=models.Distance.COSINE,
-                    datatype=models.Datatype.FLOAT16,
-                ),
-            )
-        info = self._client.get_collection(self._name)
-        self._check_dimension(info)
-        # At every upsert: whoever made the collection may have died before it had its indexes.
-        for field in {PROJECT_FIELD, DATASET_FIELD} - info.payload_schema.keys():
-            schema = models.KeywordIndexParams(
-                type=models.KeywordIndexType.KEYWORD, is_tenant=field == PROJECT_FIELD
-            )
-            self._client.create_payload_index(self._name, field, field_schema=schema, wait=True)
+        def drop(client: QdrantClient) -> models.UpdateResult:
+            selector = models.FilterSelector(filter=self._filters.ours())
+            return client.delete(self._name, points_selector=selector, wait=True)
 
-    def _check_dimension(self, info: models.CollectionInfo) -> None:
-        params = info.config.params.vectors
-        if not isinstance(params, models.VectorParams) or params.size != self._dimension:
-            raise StoreError(
-                f"{self._name} of Qdrant at {self._where} was not made for one vector of dimension "
-                f"{self._dimension} per point; rename or delete that collection and sync again"
-            )
+        with suppress(CollectionMissing):
+            self._schema.require()
+            self._connection.write_all(self._what("drop"), [drop])
 
-    def _require(self) -> None:
-        if not self.exists():
-            raise CollectionMissing(
-                f"{self._project_id}: no points in {self._name} of Qdrant at {self._where}; "
-                "sync the project first"
-            )
+    def _write_batches(
+        self, verb: str, rows: int, write: Callable[[slice, QdrantClient], Updated]
+    ) -> None:
+        batches = [slice(i, i + _BATCH_POINTS) for i in range(0, rows, _BATCH_POINTS)]
+        self._connection.write_all(self._what(verb), [partial(write, batch) for batch in batches])
+
+    def _upsert(
+        self, points: pl.DataFrame, unit: Vectors, batch: slice, client: QdrantClient
+    ) -> models.UpdateResult:
+        rows = points[batch]
+        sent = models.Batch(
+            ids=ids(rows["point_id"]), vectors=unit[batch].tolist(), payloads=payloads(rows)
+        )
+        return client.upsert(self._name, points=sent, wait=True)
+
+    def _relabel(
+        self, points: pl.DataFrame, batch: slice, client: QdrantClient
+    ) -> list[models.UpdateResult]:
+        rows = points[batch]
+        changes = zip(ids(rows["point_id"]), payloads(rows), strict=True)
+        operations = [self._relabelled(*change) for change in changes]
+        return client.batch_update_points(self._name, update_operations=operations, wait=True)
+
+    def _delete(
+        self, chosen: list[models.ExtendedPointId], batch: slice, client: QdrantClient
+    ) -> models.UpdateResult:
+        selector = models.FilterSelector(filter=self._filters.ours(has(chosen[batch])))
+        return client.delete(self._name, points_selector=selector, wait=True)
 
     def _pages(self, size: int, *, with_vectors: bool) -> Iterator[list[models.Record]]:
-        self._require()
+        def page(client: QdrantClient) -> tuple[list[models.Record], Any]:
+            return client.scroll(
+                self._name,
+                scroll_filter=self._filters.ours(),
+                limit=size,
+                offset=start,
+                with_payload=True,
+                with_vectors=with_vectors,
+            )
+
+        self._schema.require()
         start: Any = None
-        while True:
-            with _explained(self._where):
-                records, start = self._client.scroll(
-                    self._name,
-                    scroll_filter=self._ours(),
-                    limit=size,
-                    offset=start,
-                    with_payload=True,
-                    with_vectors=with_vectors,
-                )
+        first = True
+        while first or start is not None:
+            records, start = self._connection.write(self._what("scroll"), page)
             if records:
                 yield records
-            if start is None:
-                return
+            elif first:
+                self._missing()
+            first = False
+
+    def _missing(self) -> NoReturn:
+        raise CollectionMissing(
+            f"{self._project_id}: no points in {self._name} of Qdrant at {self._connection.where}; "
+            "sync the project first"
+        )
+
+    def _what(self, verb: str) -> str:
+        return f"{verb} {self._project_id} in {self._name}"
 
     def _relabelled(
         self, point_id: models.ExtendedPointId, payload: dict[str, Any]
     ) -> models.OverwritePayloadOperation:
         # By filter, as by id a missing point is an error that stops the rest.
-        change = models.SetPayload(payload=payload, filter=self._ours(_has([point_id])))
+        change = models.SetPayload(payload=payload, filter=self._filters.ours(has([point_id])))
         return models.OverwritePayloadOperation(overwrite_payload=change)
-
-    def _selected(self, where: Filter) -> models.Filter:
-        must: list[models.Condition] = []
-        if where.datasets is not None:
-            match = models.MatchAny(any=list(where.datasets))
-            must.append(models.FieldCondition(key=DATASET_FIELD, match=match))
-        if where.image_ids is not None:
-            must.append(self._has_images(where.image_ids))
-        return self._ours(*must, must_not=[self._has_images(where.exclude_image_ids)])
-
-    def _has_images(self, image_ids: tuple[str, ...]) -> models.HasIdCondition:
-        series = pl.Series(image_ids, dtype=pl.String)
-        return _has(_ids(ids_of_images(self._project_id, series)))
-
-    def _ours(
-        self, *must: models.Condition, must_not: list[models.Condition] | None = None
-    ) -> models.Filter:
-        return models.Filter(must=[self._is_ours, *must], must_not=must_not)
-
-
-def _ids(point_ids: pl.Series) -> list[models.ExtendedPointId]:
-    return [raw if isinstance(raw, int) else str(raw) for raw in qdrant_ids(point_ids)]
-
-
-def _has(ids: list[models.ExtendedPointId]) -> models.HasIdCondition:
-    return models.HasIdCondition(has_id=ids)
 
 
 def _frame(records: list[models.Record]) -> pl.DataFrame:
     return points_frame([r.id for r in records], [r.payload for r in records])
-
-
-@contextmanager
-def _explained(where: str) -> Iterator[None]:
-    """Turn whatever the client raises into a StoreError with the server's address and a remedy."""
-    try:
-        yield
-    except EmbedPipelineError:
-        raise
-    except Exception as error:
-        reason = _reason(error)
-        if isinstance(error, ResponseHandlingException) or "UNAVAILABLE" in reason:
-            remedy = "start it, or unset QDRANT_URL to use the embedded store"
-            raise StoreError(f"Qdrant at {where} does not answer ({reason}); {remedy}") from error
-        remedy = "check QDRANT_URL and QDRANT_API_KEY, and the server's log"
-        raise StoreError(f"Qdrant at {where} refused: {reason}; {remedy}") from error
-
-
-def _reason(error: Exception) -> str:
-    """One line. A gRPC error's own text has several, and may hold what was sent."""
-    code, details = getattr(error, "code", None), getattr(error, "details", None)
-    if callable(code) and callable(details):
-        return f"{code().name}: {details()}".partition("\n")[0]
-    return str(error).partition("\n")[0] or type(error).__name__

@@ -1,0 +1,228 @@
+"""Stopping and killing: runs in every state, by every means, over the services as in production."""
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+
+import pytest
+import yaml
+
+from embed_pipeline.audit import verify
+from embed_pipeline.dagster_home import shipped
+from embed_pipeline.lease import lease_holder
+from embed_pipeline.locks import FairFileLock
+from embed_pipeline.projects import progress
+from embed_pipeline_tests.conftest import draw
+from embed_pipeline_tests.places import Place, draw_slow, visible
+from embed_pipeline_tests.processes import (
+    DagsterUI,
+    Services,
+    answer,
+    environment,
+    wait_until,
+)
+
+STATES = {"scanning": "scan", "encoding": "embed", "applying": "apply"}
+STOP_SECONDS = 10
+LINKS = 10_000
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Services, Place]]:
+    """Code server, daemon and webserver; run monitoring looks every second instead of every 15."""
+    top = tmp_path_factory.mktemp("services")
+    root, home = top / "root", top / "home"
+    root.mkdir()
+    (home / "dagster").mkdir(parents=True)
+    ours = yaml.safe_load(shipped("dagster.yaml").read_text())
+    ours["run_monitoring"]["poll_interval_seconds"] = 1
+    (home / "dagster" / "dagster.yaml").write_text(yaml.safe_dump(ours))
+    env = environment(
+        EMBED_SOURCE=f"folder:{root}",
+        EMBED_SOURCE_ID="test",
+        EMBED_MODEL="demo",
+        EMBED_HOME=home,
+        DAGSTER_HOME=home / "dagster",
+        EMBED_DECODE_WORKERS=1,
+        EMBED_BATCH_SIZE=1,
+        EMBED_INTERVAL_MINUTES=1440,
+    )
+    with Services(env, top) as services:
+        for project in (*STATES, "small"):
+            services.ui.add_partition(project)
+        yield services, Place(root, home, env)
+
+
+@pytest.fixture
+def place(services: tuple[Services, Place], monkeypatch: pytest.MonkeyPatch) -> Place:
+    """The place, which this process sees too."""
+    visible(services[1], monkeypatch)
+    return services[1]
+
+
+@pytest.fixture
+def ui(services: tuple[Services, Place]) -> DagsterUI:
+    """The Dagster UI."""
+    return services[0].ui
+
+
+def give_work(place: Place, state: str, round_: int, how: str) -> None:
+    """Images of the project `state` on which a run is in that state for some seconds."""
+    folder = place.root / state
+    folder.mkdir(exist_ok=True)
+    if state == "scanning":
+        for number in range(5 if how != "stop" else 12):  # the command takes its time to start
+            with (folder / f"{number}.png").open("wb") as sparse:
+                sparse.truncate(200_000_000 + round_)  # over the limit: read to be hashed only
+    elif state == "encoding":
+        draw_slow(folder, 16, 1000 * round_)
+    else:
+        one = draw(folder / "one.png", round_)
+        for number in range(LINKS - len(list(folder.iterdir()))):
+            os.link(one, folder / f"{round_}-{number:05}.png")
+
+
+@contextmanager
+def slow_store(place: Place) -> Iterator[None]:
+    """Take every other turn at the shard of the project `applying`, for a second each."""
+    run, over = place.run("applying"), Event()
+    key = hashlib.sha256(run.project_id.encode()).hexdigest()[:20]
+    lock = place.home / "qdrant" / run.card.space / f"{key}.lock"
+
+    def take_turns() -> None:
+        while not over.wait(0.05):
+            with FairFileLock(lock).acquire(20, "a test"):
+                over.wait(1)
+
+    thread = Thread(target=take_turns)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def each_in_its_state(ui: DagsterUI, place: Place, act: Callable[[str, str], None]) -> None:
+    """Run all three projects at once, and do something to each run as soon as it is in its state."""
+    runs = {state: ui.launch(state) for state in STATES}
+    waiting = dict(runs)
+    deadline = time.monotonic() + 120
+    while waiting:
+        assert time.monotonic() < deadline, f"never in the state: {waiting}"
+        for state, run in list(waiting.items()):
+            now = progress(place.run(state).deployment, state)
+            if now and now.run_id == run and now.step == STATES[state]:
+                act(state, run)
+                del waiting[state]
+            assert not (state in waiting and ui.status(run) == "SUCCESS"), f"{state}: too quick"
+        time.sleep(0.02)
+
+
+def nothing_is_left(place: Place, state: str) -> None:
+    """No process works on the project, and no flag says so."""
+    run = place.run(state)
+    assert lease_holder(run.home) is None
+    assert not run.home.progress.exists()
+
+
+def pid_of(place: Place, state: str) -> int:
+    """The process that works on a project."""
+    holder = lease_holder(place.run(state).home)
+    assert holder
+    return holder.pid
+
+
+def all_go_on(ui: DagsterUI, place: Place) -> None:
+    """The next runs of all projects complete, and each collection equals its source."""
+    runs = [ui.launch(state) for state in STATES]
+    for run in runs:
+        assert ui.wait_for(run, "SUCCESS", "FAILURE", "CANCELED", seconds=120) == "SUCCESS"
+    for state in STATES:
+        assert verify(place.run(state)).equal, state
+
+
+@pytest.mark.parametrize(
+    ("round_", "how"), [(1, "terminate"), (2, "stop"), (3, "SIGTERM"), (4, "SIGKILL")]
+)
+def test_a_working_run_ends_and_the_next_goes_on(
+    services: tuple[Services, Place], place: Place, ui: DagsterUI, round_: int, how: str
+) -> None:
+    """Scanning, encoding, applying: stopped it is CANCELED within ten seconds, killed it is seen as dead."""
+    for state in STATES:
+        give_work(place, state, round_, how)
+    killed: list[str] = []
+
+    def act(state: str, run: str) -> None:
+        pid, asked = pid_of(place, state), time.monotonic()
+        if how == "terminate":
+            assert ui.stop(run) == "TerminateRunSuccess"
+        elif how == "stop":
+            told = answer("stop", state, env=place.env)
+            assert (told["is_current_task"], told["success"]) == (True, True)
+        else:
+            os.kill(pid, signal.Signals[how])
+        if how in ("terminate", "stop"):
+            ui.wait_for(run, "CANCELED", "SUCCESS", "FAILURE", seconds=STOP_SECONDS)
+            assert ui.status(run) == "CANCELED", state
+            print(f"{how} {state}: {time.monotonic() - asked:.1f} s")
+            nothing_is_left(place, state)
+        killed.append(run)
+
+    with slow_store(place):
+        each_in_its_state(ui, place, act)
+    for run in killed:
+        assert ui.wait_for(run, "CANCELED", "FAILURE") == (
+            "CANCELED" if how in ("terminate", "stop") else "FAILURE"
+        )
+    all_go_on(ui, place)
+
+
+@pytest.mark.parametrize(("round_", "how"), [(5, "daemon"), (6, "code")])
+def test_a_killed_service_loses_nothing(
+    services: tuple[Services, Place], place: Place, ui: DagsterUI, round_: int, how: str
+) -> None:
+    """SIGKILL of daemon or code server under runs in every state: they end, and the next go on."""
+    for state in STATES:
+        give_work(place, state, round_, how)
+    runs: list[str] = []
+    with slow_store(place):
+        each_in_its_state(ui, place, lambda state, run: runs.append(run))
+    services[0].kill(how)
+    time.sleep(1)
+    services[0].start(how)
+    wait_until(ui.reload, 90, "the code location")
+    for run in runs:
+        ended = ui.wait_for(run, "SUCCESS", "FAILURE", "CANCELED", seconds=120)
+        print(how, ended)
+    all_go_on(ui, place)
+
+
+@pytest.mark.parametrize("how", ["terminate", "stop"])
+def test_a_queued_run_and_a_starting_one_are_stopped(
+    services: tuple[Services, Place], place: Place, ui: DagsterUI, how: str
+) -> None:
+    """Neither does anything any more; the next run completes."""
+    draw(place.root / "small" / "one.png", 1)
+    first, second = ui.launch("small"), ui.launch("small")
+    wait_until(lambda: ui.status(first) != "QUEUED", 30, "the first to be launched")
+    assert (ui.status(first), ui.status(second)) == ("STARTING", "QUEUED")
+    if how == "terminate":
+        for run in (second, first):
+            assert ui.stop(run) == "TerminateRunSuccess"
+    else:
+        assert set(answer("stop", "small", env=place.env)["details"]) >= {second}
+    for run in (first, second):
+        assert (
+            ui.wait_for(run, "CANCELED", "SUCCESS", "FAILURE", seconds=STOP_SECONDS) == "CANCELED"
+        )
+    time.sleep(8)  # the process of the starting run comes up, and finds that nobody wants it
+    assert (ui.status(first), ui.status(second)) == ("CANCELED", "CANCELED")
+    nothing_is_left(place, "small")
+    third = ui.launch("small")
+    assert ui.wait_for(third, "SUCCESS", "FAILURE") == "SUCCESS"
+    assert verify(place.run("small")).equal
