@@ -85,8 +85,8 @@ def embed_contents(
 ) -> Throughput:
     """Embed every content. However this ends, vectors that were made are committed first.
 
-    None is begun after `deadline`, on time.monotonic's clock. A killed process loses no more than it
-    made since the last commit, COMMIT_SECONDS ago at most.
+    None but the first is begun after `deadline`, on time.monotonic's clock. A killed process loses no
+    more than it made since the last commit, COMMIT_SECONDS ago at most.
     """
     done = Throughput()
     started = time.monotonic()
@@ -104,8 +104,9 @@ def embed_contents(
 
 
 def _until(deadline: float, contents: Sequence[Content], done: Throughput) -> Iterator[Content]:
-    for content in contents:
-        if time.monotonic() > deadline:
+    for number, content in enumerate(contents):
+        # The first one always: who asks again must come to an end.
+        if number and time.monotonic() > deadline:
             done.complete = False
             return
         yield content

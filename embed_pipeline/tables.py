@@ -1,8 +1,10 @@
 """Parquet tables of ours: written whole or not at all, checked when read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import polars as pl
 
@@ -36,11 +38,11 @@ class Table:
 
     def read(self, path: Path) -> pl.DataFrame:
         """The table at `path`. Raises TableMissing, or TableError for a damaged or newer file."""
-        self.check(path)
-        try:
-            return pl.read_parquet(path, columns=self.schema.names()).cast(self.schema)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise self._damaged(path, str(error)) from error
+        with self._open(path) as file:
+            try:
+                return pl.read_parquet(file, columns=self.schema.names()).cast(self.schema)
+            except (pl.exceptions.PolarsError, OSError) as error:
+                raise self._damaged(path, str(error)) from error
 
     def read_or_empty(self, path: Path) -> pl.DataFrame:
         """The table at `path`; no rows where there is no file."""
@@ -51,17 +53,33 @@ class Table:
 
     def notes(self, path: Path) -> dict[str, str]:
         """What was noted when the table was written. Raises as `read`."""
-        self.check(path)
-        return dict(pl.read_parquet_metadata(path))
+        with self._open(path) as file:
+            return dict(pl.read_parquet_metadata(file))
 
     def check(self, path: Path) -> None:
         """Raise TableError unless the file at `path` is a whole table of this kind and version."""
+        with self._open(path):
+            pass
+
+    @contextmanager
+    def _open(self, path: Path) -> Iterator[BinaryIO]:
+        """The checked file, opened once: a path may be another file a moment later."""
         try:
-            metadata = pl.read_parquet_metadata(path)
+            file = path.open("rb")
         except FileNotFoundError as error:
             raise TableMissing(
                 f"{path}: there is no {self.name} of this project yet; sync the whole project first"
             ) from error
+        except OSError as error:
+            raise self._damaged(path, str(error)) from error
+        with file:
+            self._check(path, file)
+            file.seek(0)
+            yield file
+
+    def _check(self, path: Path, file: BinaryIO) -> None:
+        try:
+            metadata = pl.read_parquet_metadata(file)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise self._damaged(path, str(error)) from error
         if metadata.get(KIND_KEY) != self.name:

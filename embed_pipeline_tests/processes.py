@@ -213,6 +213,23 @@ class DagsterUI:
             return False
         return bool(entry["locationOrLoadError"]["__typename"] == "RepositoryLocation")
 
+    def partitions(self) -> list[str]:
+        """The projects that have a partition."""
+        nodes = self.query("{ assetNodes { assetKey { path } partitionKeys } }")["assetNodes"]
+        [keys] = [n["partitionKeys"] for n in nodes if n["assetKey"]["path"] == ["image_manifest"]]
+        return list(keys)
+
+    def unfinished(self) -> bool:
+        """Whether a run is queued or working."""
+        statuses = self.query("{ runsOrError { ... on Runs { results { status } } } }")
+        ended = {"SUCCESS", "FAILURE", "CANCELED"}
+        return any(run["status"] not in ended for run in statuses["runsOrError"]["results"])
+
+    def run_count(self) -> int:
+        """How many runs there have been."""
+        count: int = self.query("{ runsOrError { ... on Runs { count } } }")["runsOrError"]["count"]
+        return count
+
     def add_partition(self, key: str) -> None:
         """Make a partition, unless there is one."""
         self.query(ADD_PARTITION, repository=REPOSITORY, key=key)

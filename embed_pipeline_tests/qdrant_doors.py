@@ -1,5 +1,7 @@
 """The doors of the double: gRPC's messages and REST's JSON, to and from what qdrant-client takes."""
 
+# ruff: noqa: D102, N802, N815  # methods are named, and said what they do, by gRPC and http.server
+
 import json
 import re
 import socket
@@ -47,7 +49,7 @@ class Cut(Exception):
 class Desk(Protocol):
     """Who answers behind the doors: a method for each of qdrant-client's. Raises Refused and Cut."""
 
-    def answer(self, door: str, verb: str, key: str | None, **asked: Any) -> Any: ...  # noqa: D102
+    def answer(self, door: str, verb: str, key: str | None, **asked: Any) -> Any: ...
 
 
 class GrpcDoor:

@@ -46,11 +46,12 @@ def not_done(status: models.UpdateStatus = models.UpdateStatus.ACKNOWLEDGED) -> 
 
 
 class QdrantDouble:
-    """The server. asked: every request, by the name of qdrant-client's method, in order.
+    """The server.
 
-    doors: those that were used, `grpc` and `rest`. created: options of each collection. indexes: of each collection, by field. searched: parameters
-    of each search. api_key: what requests must carry. grpc: whether that door is open, too.
-    A write that does not wait is refused.
+    asked: every request, by the name of qdrant-client's method, in order. doors: those that were used,
+    `grpc` and `rest`. created: options of each collection. indexes: of each collection, by field.
+    searched: parameters of each search. A write that does not wait is refused.
+    api_key: what requests must carry. grpc: whether that door is open, too.
     """
 
     def __init__(self, *, api_key: str | None = None, grpc: bool = True) -> None:
@@ -65,7 +66,7 @@ class QdrantDouble:
         self._faults: dict[str, list[Fault]] = {}
         self._always: dict[str, Fault] = {}
         self._lock = threading.RLock()
-        self._closing = threading.Event()
+        self._hurry = threading.Event()
         self.rest_port = 0
         self.grpc_port = 0 if grpc else free_port()
         self.start()
@@ -77,7 +78,7 @@ class QdrantDouble:
 
     def start(self) -> None:
         """Open the doors, on the same ports as before."""
-        self._closing.clear()
+        self._hurry = threading.Event()
         self._rest = RestDoor(self, self.rest_port)
         self.rest_port = self._rest.server_port
         self._grpc = GrpcDoor(self, self.grpc_port) if self._has_grpc else None
@@ -86,7 +87,7 @@ class QdrantDouble:
 
     def stop(self) -> None:
         """Close the doors and every connection; what the collections hold stays."""
-        self._closing.set()
+        self._hurry.set()
         if self._grpc:
             self._grpc.close()
         self._rest.close()
@@ -104,17 +105,27 @@ class QdrantDouble:
         else:
             self._faults.setdefault(verb, []).extend([fault] * times)
 
+    def reset(self) -> None:
+        """Be as new, on the same ports."""
+        self.heal()
+        self.engine = QdrantClient(":memory:")
+        for log in (self.asked, self.doors, self.created, self.indexes, self.searched):
+            log.clear()
+
     def heal(self) -> None:
-        """Show no fault any more."""
+        """Show no fault any more, and give the answers that are late."""
         self._faults.clear()
         self._always.clear()
+        self._hurry.set()
+        self._hurry = threading.Event()
 
     def late(self, seconds: float) -> Fault:
-        """Do it, and answer late."""
+        """Do it, and answer late, or when healed."""
+        hurry = self._hurry
 
         def fault(work: Work) -> Any:
             result = work()
-            self._closing.wait(seconds)
+            hurry.wait(seconds)
             return result
 
         return fault
@@ -217,7 +228,7 @@ def free_port() -> int:
 
 
 def _as_the_server_says(error: ValueError) -> Refused:
-    name = (str(error).split() + [""])[1]
+    name = [*str(error).split(), ""][1]
     if str(error).endswith("not found"):
         return Refused("NOT_FOUND", f"Not found: Collection `{name}` doesn't exist!")
     if str(error).endswith("already exists"):

@@ -16,10 +16,8 @@ from pathlib import Path
 import dagster as dg
 import numpy as np
 import pytest
-import yaml
 
 from embed_pipeline.audit import verify
-from embed_pipeline.dagster_home import shipped
 from embed_pipeline.errors import EmbedPipelineError
 from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.sources.names import partition_key
@@ -70,10 +68,6 @@ def shared_place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     draw_slow(root / "killed", SLOW_IMAGES, 1000)
     draw_slow(root / "stopped", VERY_SLOW_IMAGES, 2000)
     draw_slow(root / "interrupted", SLOW_IMAGES, 3000)
-    (home / "dagster").mkdir(parents=True)
-    ours = yaml.safe_load(shipped("dagster.yaml").read_text())
-    ours["run_monitoring"]["poll_interval_seconds"] = 1
-    (home / "dagster" / "dagster.yaml").write_text(yaml.safe_dump(ours))
     env = environment(
         EMBED_SOURCE=f"folder:{root}",
         EMBED_SOURCE_ID="test",
@@ -83,7 +77,9 @@ def shared_place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         EMBED_BATCH_SIZE=1,
         EMBED_INTERVAL_MINUTES=1440,
     )
-    return Place(root, home, env)
+    place = Place(root, home, env)
+    place.make_dagster_home()
+    return place
 
 
 @pytest.fixture

@@ -9,10 +9,8 @@ from contextlib import contextmanager
 from threading import Event, Thread
 
 import pytest
-import yaml
 
 from embed_pipeline.audit import verify
-from embed_pipeline.dagster_home import shipped
 from embed_pipeline.lease import lease_holder
 from embed_pipeline.locks import FairFileLock
 from embed_pipeline.projects import progress
@@ -37,10 +35,6 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service
     top = tmp_path_factory.mktemp("services")
     root, home = top / "root", top / "home"
     root.mkdir()
-    (home / "dagster").mkdir(parents=True)
-    ours = yaml.safe_load(shipped("dagster.yaml").read_text())
-    ours["run_monitoring"]["poll_interval_seconds"] = 1
-    (home / "dagster" / "dagster.yaml").write_text(yaml.safe_dump(ours))
     env = environment(
         EMBED_SOURCE=f"folder:{root}",
         EMBED_SOURCE_ID="test",
@@ -51,10 +45,12 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service
         EMBED_BATCH_SIZE=1,
         EMBED_INTERVAL_MINUTES=1440,
     )
+    place = Place(root, home, env)
+    place.make_dagster_home()
     with Services(env, top) as services:
         for project in (*STATES, "small"):
             services.ui.add_partition(project)
-        yield services, Place(root, home, env)
+        yield services, place
 
 
 @pytest.fixture

@@ -498,7 +498,7 @@ def test_any_sequence_of_writes(
     store: VectorStore, steps: list[tuple[str, list[str], str, int]]
 ) -> None:
     """After any sequence of writes the collection holds what a plain dictionary would."""
-    cats = store.collection("model", DIMENSION, f"source/{uuid.uuid4()}")
+    cats = store.collection("test-model", DIMENSION, f"source/{uuid.uuid4()}")
     expected: dict[str, tuple[str, int]] = {}
     for verb, images, dataset, seed in steps:
         mine = points(cats._project_id, images, dataset)

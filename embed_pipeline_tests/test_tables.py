@@ -2,8 +2,10 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import polars as pl
@@ -25,6 +27,25 @@ class TestTable:
         TABLE.write(ROWS, tmp_path / "t.parquet", {"revision": "7"})
         assert TABLE.read(tmp_path / "t.parquet").equals(ROWS)
         assert TABLE.notes(tmp_path / "t.parquet")["revision"] == "7"
+
+    def test_a_reader_sees_one_table_while_it_is_replaced(self, tmp_path: Path) -> None:
+        """Never a part of the old one and a part of the new one, as search reads while a run writes."""
+        path, over = tmp_path / "t.parquet", Event()
+        tables = [pl.concat([ROWS] * size) for size in (10, 700, 5_000)]
+        TABLE.write(tables[0], path)
+
+        def read() -> set[int]:
+            sizes = set()
+            while not over.is_set():
+                sizes.add(TABLE.read(path).height)
+            return sizes
+
+        with ThreadPoolExecutor(1) as pool:
+            seen = pool.submit(read)
+            for number in range(100):
+                TABLE.write(tables[number % 3], path)
+            over.set()
+            assert seen.result() <= {table.height for table in tables}
 
     def test_another_version_is_refused(self, tmp_path: Path) -> None:
         """A table of a newer embed-pipeline is refused by name, version and remedy."""

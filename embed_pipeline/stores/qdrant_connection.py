@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from threading import Event, Lock
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from qdrant_client import QdrantClient, models
 from tenacity import RetryCallState
@@ -27,7 +27,7 @@ Updated = models.UpdateResult | list[models.UpdateResult]
 
 logger = logging.getLogger(__name__)
 
-_GREETING_SECONDS = 3
+_GREETING_SECONDS = 2
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 # What gRPC says where nothing listens, a firewall drops, or something else answers.
 _NO_GRPC_THERE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "UNKNOWN", "INTERNAL")
@@ -46,27 +46,26 @@ class Route:
     """How a server is reached. Nothing is sent before the first `open`.
 
     url: such as http://localhost:6333, REST's. where: what messages call the server, without secrets.
+    by_grpc: None before it is known.
     """
 
     writes_at_once = 3
 
     def __init__(self, url: str, api_key: str | None, grpc_port: int) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise SettingsError(f"QDRANT_URL={url!r}: must be like http://qdrant.example:6333")
+        parts = _parts(url)
         self.where = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         self._url = url
         self._api_key = api_key
         self._grpc_port = grpc_port
-        self._by_grpc: bool | None = None
+        self.by_grpc: bool | None = None
         if api_key and parts.scheme == "http" and parts.hostname not in _LOCAL:
             logger.warning("Qdrant at %s: the API key crosses the network unencrypted", self.where)
 
     def open(self, timeout_seconds: int) -> QdrantClient:
         """A client by gRPC, or by REST where only that answers: found out once."""
-        if self._by_grpc is None:
-            self._by_grpc = self._greet_by_grpc()
-        return self._client(timeout_seconds, by_grpc=self._by_grpc)
+        if self.by_grpc is None:
+            self.by_grpc = self._greet_by_grpc()
+        return self._client(timeout_seconds, by_grpc=self.by_grpc)
 
     def without_key(self, text: str) -> str:
         """A server or a proxy may repeat what it was sent."""
@@ -110,6 +109,18 @@ class Route:
         )
 
 
+def _parts(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return parts
+    except ValueError:
+        pass
+    # Without a scheme the client would guess one, from whether there is a key.
+    shown = url.rpartition("@")[2]
+    raise SettingsError(f"QDRANT_URL={shown!r}: must be like http://qdrant.example:6333")
+
+
 class Connection:
     """Asks a server, and asks again where that may help. All errors are StoreErrors of one line.
 
@@ -146,7 +157,8 @@ class Connection:
             try:
                 run_all(jobs, self._route.writes_at_once, stop)
             except BaseException:
-                if len(jobs) > 1:
+                # Closed, gRPC lets go of requests under way. REST's end by themselves.
+                if len(jobs) > 1 and self._route.by_grpc:
                     self._close(self._writes)
                 raise
 
