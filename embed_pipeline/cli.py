@@ -66,6 +66,8 @@ def sync(
 
     deployment = _deployment()
     names = _chosen(deployment, project or [], everything=everything)
+    if everything:
+        names = [name for name in names if not _paused(deployment, name)]
     if confirm_removals is not None and len(names) != 1:
         raise SettingsError("--confirm-removals is for one project: name it")
     outcomes = []
@@ -89,13 +91,13 @@ def sync(
 def stop(project: Project, as_json: Json = False) -> None:
     """Stop a project's queued and working runs; it stays so until its images change."""
     from embed_pipeline.runs import dagster_instance
-    from embed_pipeline.sources.names import typed
     from embed_pipeline.stopping import stop_project
 
     deployment = _deployment()
+    name = _known(deployment, project)
     with dagster_instance(deployment.settings) as instance:
-        stopped = stop_project(deployment, instance, typed(project))
-    print_json(stopped) if as_json else print_line(f"{stopped.project_id}: {stopped.message}")
+        stopped = stop_project(deployment, instance, name)
+    print_json(stopped) if as_json else print_line(f"{name}: {stopped.message}")
 
 
 @app.command()
@@ -105,7 +107,7 @@ def pause(project: Project, as_json: Json = False) -> None:
     from embed_pipeline.stopping import pause_project
 
     deployment = _deployment()
-    [name] = _chosen(deployment, [project], everything=False)
+    name = _known(deployment, project)
     with dagster_instance(deployment.settings) as instance:
         stopped = pause_project(deployment, instance, name)
     print_json(stopped) if as_json else print_line(f"{name}: paused; {stopped.message}")
@@ -117,7 +119,7 @@ def resume(project: Project, as_json: Json = False) -> None:
     from embed_pipeline.stopping import resume_project
 
     deployment = _deployment()
-    [name] = _chosen(deployment, [project], everything=False)
+    name = _known(deployment, project)
     resumed = resume_project(deployment, name)
     print_json(resumed) if as_json else print_line(f"{name}: {resumed.message}")
 
@@ -128,7 +130,7 @@ def rollback(project: Project, as_json: Json = False) -> None:
     from embed_pipeline.rollback import roll_back_project
 
     deployment = _deployment()
-    [name] = _chosen(deployment, [project], everything=False)
+    name = _known(deployment, project)
     rolled_back = roll_back_project(deployment, name)
     print_json(rolled_back) if as_json else print_line(f"{name}: searched in {rolled_back.space}")
 
@@ -246,6 +248,25 @@ def _chosen(deployment: "Deployment", names: list[str], *, everything: bool) -> 
             f"projects there: {', '.join(known[:10]) or 'none'}"
         )
     return chosen
+
+
+def _known(deployment: "Deployment", project: str) -> str:
+    """A project of the source, or one that was: it can be stopped while the source is away."""
+    from embed_pipeline.sources.names import typed
+
+    name = typed(project)
+    if not deployment.project_home(name).root.is_dir():
+        _chosen(deployment, [project], everything=False)
+    return name
+
+
+def _paused(deployment: "Deployment", project: str) -> bool:
+    from embed_pipeline.pause import pause_of
+
+    found = pause_of(deployment.project_home(project))
+    if found and found.paused:
+        say(f"{project}: paused, left out; to let it go on: embed-pipeline resume {project}")
+    return bool(found and found.paused)
 
 
 def main() -> None:

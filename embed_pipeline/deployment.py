@@ -75,9 +75,9 @@ class Deployment:
         return self._card_of(project, serving.previous) if serving and serving.previous else None
 
     def _card_of(self, project: str, space: Space) -> ModelCard:
-        if space.space == self.card.space:
-            return self.card
-        card = load_card(space.model, self.home.models)
+        # Not by way of EMBED_MODEL's card: search goes on where that model is not to be had.
+        same = space.model == self.settings.model
+        card = self.card if same else load_card(space.model, self.home.models)
         if card.space != space.space:
             raise ModelError(
                 f"{project}: indexed with {space.space}, but {space.model} is now {card.space}; "

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from embed_pipeline.dagster_home import shipped
 from embed_pipeline.deployment import Deployment, open_deployment
 from embed_pipeline.durable import replace_durably
 from embed_pipeline.errors import EmbedPipelineError
@@ -78,5 +79,8 @@ def _model(deployment: Deployment) -> str:
 def _dagster(deployment: Deployment) -> str:
     from embed_pipeline.runs import dagster_instance
 
+    home = deployment.settings.dagster_home
     with dagster_instance(deployment.settings) as instance:
-        return f"{deployment.settings.dagster_home}: {instance.get_runs_count()} runs"
+        told = f"{home}: {instance.get_runs_count()} runs"
+    ours = (home / "dagster.yaml").read_bytes() == shipped("dagster.yaml").read_bytes()
+    return told if ours else f"{told}; its dagster.yaml is not the one that came with this version"

@@ -88,7 +88,8 @@ def test_every_command_has_help(name: str) -> None:
 
 def test_json_is_one_document_of_the_documented_keys(env: Environment) -> None:
     """Every command that answers prints exactly the keys that the README lists, and nothing else."""
-    projects = {"project_id", "name", "images", "indexed", "failed", "behind", "status"}
+    counts = {"images", "indexed", "failed", "behind"}
+    projects = {"project_id", "name", "status", "progress", *counts}
     statuses = answer("projects", env=env)
     assert [status.keys() for status in statuses] == [projects] * 3
     assert {status["project_id"]: status["status"] for status in statuses} == {
@@ -134,7 +135,34 @@ def test_images_are_found_by_image(env: Environment) -> None:
     assert by_id[0]["image_id"] not in [hit["image_id"] for hit in away]
 
 
+def test_a_paused_project_is_left_alone(env: Environment) -> None:
+    """`pause` holds in other processes: `sync` refuses, `sync --all` leaves it out, `resume` ends it."""
+    stopped = {
+        "project_id": "cats",
+        "is_current_task": False,
+        "success": True,
+        "message": "nothing to stop",
+        "details": {},
+    }
+    assert answer("stop", "cats", env=env) == stopped
+    assert answer("pause", "cats", env=env) == stopped
+    statuses = {status["name"]: status["status"] for status in answer("projects", env=env)}
+    assert statuses["cats"] == "paused"
+    refused = command("sync", "cats", env=env)
+    assert refused.returncode == 1
+    assert "to let it go on: embed-pipeline resume cats" in refused.stderr
+    others = command("sync", "--all", "--json", env=env)
+    assert [o["project_id"] for o in json.loads(others.stdout)] == [nasty_text(), "half"]
+    assert "cats: paused, left out" in others.stderr
+    resumed = answer("resume", "cats", env=env)
+    assert resumed.keys() == {"project_id", "message"}
+    [outcome] = answer("sync", "cats", env=env)
+    assert outcome["unchanged"] == 10
+
+
 ERRORS = [
+    (["stop", "dogs"], {}, "dogs: no such project"),
+    (["rollback", "cats"], {}, "there is no previous space to go back to"),
     (["sync", "dogs"], {}, "dogs: no such project"),
     (["verify", "dogs"], {}, "dogs: no such project"),
     (["sync", "--all", "--confirm-removals", "3"], {}, "--confirm-removals is for one project"),
@@ -145,8 +173,8 @@ ERRORS = [
         "EMBED_SOURCE='s3://bucket': not a source",
     ),
     (["projects"], {"EMBED_SOURCE": "folder:/nowhere"}, "/nowhere: cannot be listed"),
-    (["verify", "cats"], {"EMBED_MODEL": "no/such-model"}, "no/such-model: not whole in the local"),
-    (["verify", "cats"], {"EMBED_MODEL": "/nowhere"}, "EMBED_MODEL=/nowhere: no such directory"),
+    (["sync", "cats"], {"EMBED_MODEL": "no/such-model"}, "no/such-model: not whole in the local"),
+    (["sync", "cats"], {"EMBED_MODEL": "/nowhere"}, "EMBED_MODEL=/nowhere: no such directory"),
     (["projects"], {"EMBED_BATCH_SIZE": "many"}, "EMBED_BATCH_SIZE='many'"),
     (["projects"], {"EMBED_LOG_LEVEL": "LOUD"}, "EMBED_LOG_LEVEL='LOUD'"),
     (["search", "dogs", "a cat"], {}, "dogs: nothing to search, it was never synced"),

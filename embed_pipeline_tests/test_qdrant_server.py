@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socket import create_server
 from threading import Event, Thread, Timer
+from threading import enumerate as enumerate_threads
 from typing import Any, NoReturn
 
 import pytest
@@ -516,6 +517,18 @@ class TestInterrupts:
         double.heal()
         cats.upsert(written, vectors(images))
         assert cats.count() == 3 + images
+
+    def test_a_write_that_was_stopped_leaves_nothing_under_way(
+        self, double: QdrantDouble, cats: Collection
+    ) -> None:
+        """By gRPC the requests in flight are let go at once, so that none lands in a later run."""
+        double.fail("upsert", double.late(60), times=None)
+        Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            cats.upsert(points(CATS, [f"{i}" for i in range(1000)]), vectors(1000))
+        with within(3):
+            while any(thread.name == "store-write" for thread in enumerate_threads()):
+                time.sleep(0.02)
 
     @BY_BOTH_DOORS
     def test_ctrl_c_ends_a_search(self, double: QdrantDouble, cats: Collection) -> None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from functools import partial
 
 import dagster as dg
+from pydantic import Field
 
 from embed_pipeline import sync
 from embed_pipeline.audit import audit_all
@@ -16,7 +17,6 @@ from embed_pipeline.defs.resources import REVISION_TAG, EmbedPipeline
 from embed_pipeline.manifest import data_version
 
 GROUP = "image_search"
-AUDIT_GROUP = "audit"
 OWNERS = ["team:embed-pipeline"]
 
 project_asset = partial(
@@ -61,29 +61,36 @@ def image_embeddings(
 
 
 class ApplyConfig(dg.Config):
-    """`confirm_removals`: the number of removals that an earlier run withheld and asked about."""
+    """What a person decides about one run."""
 
-    confirm_removals: int | None = None
+    confirm_removals: int | None = Field(
+        None, description="the number of removals that an earlier run withheld and asked about"
+    )
 
 
 @project_asset(deps=[image_embeddings], kinds={"qdrant"})
 def collection_state(
     context: dg.AssetExecutionContext, pipeline: EmbedPipeline, config: ApplyConfig
 ) -> dg.MaterializeResult[None]:
-    """The collection made equal to the project: points written, relabelled, removed, audited."""
+    """The collection made equal to the project: points written, relabelled, removed, audited.
+
+    A run that would remove too many images fails instead, and says how to confirm that.
+    """
     run = pipeline.project_run(context)
     state = sync.apply(run, config.confirm_removals)
     return dg.MaterializeResult(metadata=metadata.of_state(run, state))
 
 
 class AuditConfig(dg.Config):
-    """`vectors`: also compare every stored vector with the library's, which reads all of them."""
+    """What an audit looks at."""
 
-    vectors: bool = False
+    vectors: bool = Field(
+        False, description="also compare every stored vector with the vector library's: reads all"
+    )
 
 
 @dg.asset(
-    group_name=AUDIT_GROUP,
+    group_name=GROUP,
     owners=OWNERS,
     deps=[collection_state],
     kinds={"qdrant"},

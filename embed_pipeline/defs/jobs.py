@@ -2,20 +2,22 @@
 
 import dagster as dg
 
-from embed_pipeline.defs.assets import AUDIT_GROUP, GROUP
+from embed_pipeline.defs.assets import GROUP, collection_audit
 from embed_pipeline.defs.old_runs import delete_old_runs
 from embed_pipeline.defs.resources import EmbedPipeline
 
+audit = dg.AssetSelection.assets(collection_audit)
+
 sync_project = dg.define_asset_job(
     "sync_project",
-    selection=dg.AssetSelection.groups(GROUP),
+    selection=dg.AssetSelection.groups(GROUP) - audit,
     description="Make one project's collection equal to its source, and prove it.",
     # A run whose process died begins anew: the listing may be old by now, and is cheap.
     tags={"dagster/retry_strategy": "ALL_STEPS"},
 )
 audit_projects = dg.define_asset_job(
     "audit_projects",
-    selection=dg.AssetSelection.groups(AUDIT_GROUP),
+    selection=audit,
     description="Verify all projects in one run; the sensor asks for runs of those that differ.",
 )
 

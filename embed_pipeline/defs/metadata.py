@@ -27,10 +27,10 @@ TABLE_ROWS = 50
 def of_manifest(run: ProjectRun, manifest: pl.DataFrame) -> Metadata:
     """Counts of images, datasets and ignored files."""
     return {
-        "dagster/partition_row_count": manifest.height,
+        "images": manifest.height,
         "datasets": manifest["dataset_id"].n_unique(),
         "distinct contents": manifest["content_hash"].n_unique(),
-        "megabytes": round(int(manifest["size"].sum()) / 1e6, 1),
+        "megabytes": round(int(manifest["size"].sum()) / 1e6, 2),
         "ignored files": int(MANIFEST.notes(run.home.manifest)["ignored"]),
         "table": dg.MetadataValue.path(run.home.manifest),
     }
@@ -39,7 +39,7 @@ def of_manifest(run: ProjectRun, manifest: pl.DataFrame) -> Metadata:
 def of_diff(run: ProjectRun, difference: Difference) -> Metadata:
     """Images per action."""
     return {
-        "dagster/partition_row_count": difference.actions.height,
+        "images": difference.images,
         "unchanged": difference.unchanged,
         **{action: difference.count(action) for action in ACTIONS},
         "failed before": len(difference.failed),
@@ -48,29 +48,30 @@ def of_diff(run: ProjectRun, difference: Difference) -> Metadata:
 
 
 def of_embeddings(run: ProjectRun, throughput: Throughput) -> Metadata:
-    """Rates, what failed, and a sheet of new images."""
+    """Rates, a sheet of new images, and what failed: in this run, or before it."""
+    failures = run.failures()
     told: dict[str, dg.MetadataValue | str | int | float] = {
         "contents embedded": throughput.embedded,
-        "space": run.card.space,
+        "failures": failures.height,
     }
-    failures = run.failures()
-    if failures.height:
-        columns = ("image_id", "stage", "reason", "detail", "attempts")
-        told["failures"] = _table(failures.to_dicts(), columns)
     if throughput.embedded:
         told["images per second"] = round(throughput.embedded / throughput.seconds, 1)
-        told["encoder seconds per 1,000"] = round(
+        told["encoder seconds per 1,000 images"] = round(
             1000 * throughput.encoder_seconds / throughput.embedded, 2
         )
         told["new images"] = _sheet(run)
+    told["space"] = run.card.space
+    if failures.height:
+        columns = ("image_id", "reason", "detail", "stage", "attempts")
+        told["table"] = dg.MetadataValue.path(run.home.failures)
+        told[_first("failed images", failures.height)] = _table(failures.to_dicts(), columns)
     return told
 
 
 def of_state(run: ProjectRun, state: CollectionState) -> Metadata:
     """Counts of the sync, and what the audit found."""
-    counts = ("images", "unchanged", *ACTIONS, "failed")
+    counts = ("images", "unchanged", *ACTIONS, "failed", "indexed")
     return {
-        "dagster/partition_row_count": state.indexed,
         **{name: getattr(state, name) for name in counts},
         "audit": "equal" if state.equal else state.differences,
         "space": state.space,
@@ -79,17 +80,26 @@ def of_state(run: ProjectRun, state: CollectionState) -> Metadata:
 
 
 def of_audit(audited: AuditedProjects) -> Metadata:
-    """How many projects are equal, and which are not."""
+    """How many projects are equal, which are not, and which could not be verified."""
     differing = [asdict(audit) for audit in audited.audits if not audit.equal]
     told: dict[str, dg.MetadataValue | str | int | float] = {
-        "projects": len(audited.audits),
+        "projects": len(audited.audits) + len(audited.skipped),
         "equal": len(audited.audits) - len(differing),
+        "different": len(differing),
         "not verified": len(audited.skipped),
     }
     if differing:
         columns = ("project_id", "indexed", "missing", "stale", "extra", "failed")
-        told["differing"] = _table(differing, columns)
+        told[_first("projects that differ", len(differing))] = _table(differing, columns)
+    if audited.skipped:
+        why = [{"project_id": name, "reason": why} for name, why in audited.skipped.items()]
+        told[_first("why not verified", len(why))] = _table(why, ("project_id", "reason"))
     return told
+
+
+def _first(label: str, rows: int) -> str:
+    """The label of a table that shows only so many rows."""
+    return label if rows <= TABLE_ROWS else f"{label}, the first {TABLE_ROWS}"
 
 
 def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dg.TableMetadataValue:

@@ -21,6 +21,16 @@ def schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
         )
     nightly = partial(dg.ScheduleDefinition, default_status=dg.DefaultScheduleStatus.RUNNING)
     return [
-        nightly(name="nightly_audit", job=audit_projects, cron_schedule=settings.audit_schedule),
-        nightly(name="nightly_clean_up", job=clean_up, cron_schedule=CLEAN_UP_AT),
+        nightly(
+            name="nightly_audit",
+            job=audit_projects,
+            cron_schedule=settings.audit_schedule,
+            description="Verifies every project's collection against its source.",
+        ),
+        nightly(
+            name="nightly_clean_up",
+            job=clean_up,
+            cron_schedule=CLEAN_UP_AT,
+            description="Deletes old runs.",
+        ),
     ]

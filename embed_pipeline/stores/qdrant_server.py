@@ -132,14 +132,14 @@ class ServerCollection:
     def relabel(self, points: pl.DataFrame) -> None:
         """Replace the payload of points; those that are not there stay away."""
         with suppress(CollectionMissing):
-            self._schema.require()
+            self._schema.require(self._connection.write)
             self._write_batches("relabel", points.height, partial(self._relabel, points))
 
     def delete(self, point_ids: pl.Series) -> None:
         """Delete by id. A project that has no point left has no collection."""
         delete = partial(self._delete, ids(point_ids))
         with suppress(CollectionMissing):
-            self._schema.require()
+            self._schema.require(self._connection.write)
             self._write_batches("delete", len(point_ids), delete)
 
     def scroll(self) -> Iterator[pl.DataFrame]:
@@ -158,7 +158,7 @@ class ServerCollection:
         def count(client: QdrantClient) -> int:
             return client.count(self._name, count_filter=self._filters.ours(), exact=True).count
 
-        self._schema.require()
+        self._schema.require(self._connection.read)
         return self._connection.read(self._what("count"), count) or self._missing()
 
     def nearest(self, vector: Vectors, limit: int, where: Filter = Filter()) -> pl.DataFrame:
@@ -179,7 +179,7 @@ class ServerCollection:
         def search(client: QdrantClient) -> pl.DataFrame:
             return nearest_frame(partial(fetch, client), limit)
 
-        self._schema.require()
+        self._schema.require(self._connection.read)
         found = self._connection.read(self._what("search"), search)
         if found.is_empty() and not self.exists():
             self._missing()
@@ -193,7 +193,7 @@ class ServerCollection:
             return client.delete(self._name, points_selector=selector, wait=True)
 
         with suppress(CollectionMissing):
-            self._schema.require()
+            self._schema.require(self._connection.write)
             self._connection.write_all(self._what("drop"), [drop])
 
     def _write_batches(
@@ -236,7 +236,7 @@ class ServerCollection:
                 with_vectors=with_vectors,
             )
 
-        self._schema.require()
+        self._schema.require(self._connection.write)
         start: Any = None
         first = True
         while first or start is not None:
