@@ -17,7 +17,6 @@ MAX_FAILED_SHARE = 0.05
 SAMPLE_POINTS = 10_000
 # From the moment that a run was asked for to its end.
 MAX_LAG = timedelta(hours=1)
-REMEDY = "materialize the project again, and if that does not help: embed-pipeline verify PROJECT"
 
 # Dagster warns that a check's partitions are a preview. Without them a check has one result for all
 # projects, the last one's, and cannot be executed alone.
@@ -29,11 +28,14 @@ project_check = partial(dg.asset_check, asset=collection_state, partitions_def=p
 def collection_equals_source(
     context: dg.AssetCheckExecutionContext, pipeline: EmbedPipeline
 ) -> dg.AssetCheckResult:
-    """Manifest against a scroll after the sync: no difference but recorded failures."""
+    """Manifest against a scroll after the sync: no difference but recorded failures.
+
+    The next run mends what differs.
+    """
     state = _state(context, pipeline)
     return dg.AssetCheckResult(
         passed=state.equal,
-        description=state.differences if state.equal else f"{state.differences}; {REMEDY}",
+        description=state.differences,
         metadata={name: getattr(state, name) for name in ("missing", "stale", "extra", "failed")},
     )
 
@@ -57,13 +59,13 @@ def vectors_are_sound(
 def few_images_failed(
     context: dg.AssetCheckExecutionContext, pipeline: EmbedPipeline
 ) -> dg.AssetCheckResult:
-    """At most one image in twenty cannot be embedded."""
+    """At most one image in twenty cannot be embedded; image_embeddings says which, and why."""
     state = _state(context, pipeline)
     share = state.failed / state.images if state.images else 0.0
     return dg.AssetCheckResult(
         passed=share <= MAX_FAILED_SHARE,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{state.failed:,} of {state.images:,} images failed; image_embeddings says why",
+        description=f"{state.failed:,} of {state.images:,} images failed",
         metadata={"failed": state.failed, "images": state.images, "share": round(share, 4)},
     )
 

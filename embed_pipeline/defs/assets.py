@@ -102,7 +102,10 @@ class AuditConfig(dg.Config):
 def collection_audit(
     context: dg.AssetExecutionContext, pipeline: EmbedPipeline, config: AuditConfig
 ) -> dg.MaterializeResult[None]:
-    """Every project's collection against its source; the sensor asks for runs of those that differ."""
+    """Every project's collection against its source.
+
+    The sensor asks for runs of those that differ, unless they are paused or stopped.
+    """
     audited = audit_all(pipeline.deployment, vectors=config.vectors)
     for project, reason in audited.skipped.items():
         context.log.warning("%s: not verified: %s", project, reason)
