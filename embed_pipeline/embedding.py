@@ -1,5 +1,6 @@
 """Contents to vectors: fetch, decode, batch, encode and write side by side, with bounded queues."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -15,10 +16,16 @@ from embed_pipeline.images.decode import decode
 from embed_pipeline.images.preprocess import preprocess
 from embed_pipeline.models.protocol import ImageTextEncoder, Pixels, Vectors
 
+logger = logging.getLogger(__name__)
+
 # A commit makes one library part and the points of its contents: often enough to be searchable soon
 # and to lose little work, rarely enough that parts and turns at the store stay few.
 COMMIT_SECONDS = 5.0
 COMMIT_CONTENTS = 4096
+# A run that is told to stop has about ten seconds.
+FLUSH_SECONDS = 6.0
+# Some libraries' signal handlers make waits without an end deaf to Ctrl-C.
+POLL_SECONDS = 0.5
 # How far reading runs ahead of the encoder, in batches.
 BATCHES_AHEAD = 2
 
@@ -45,12 +52,14 @@ class Work:
     read: an image's bytes, or ImageError; called from many threads. turn: entered for each forward
     pass. commit: makes vectors durable; called one at a time, from a thread of its own. failed: told
     of each content that cannot be embedded. progress: told how many more contents are done with.
+    abandon: makes a commit that hangs end.
     """
 
     read: Callable[[Content], bytes]
     encoder: ImageTextEncoder
     turn: Callable[[], AbstractContextManager[None]]
     commit: Callable[[Embedded], None]
+    abandon: Callable[[], None]
     failed: Callable[[Content, ImageError], None]
     progress: Callable[[int], None]
     batch_size: int
@@ -90,7 +99,7 @@ def embed_contents(
     """
     done = Throughput()
     started = time.monotonic()
-    with ThreadPoolExecutor(work.workers) as readers, Committer(work.commit) as committer:
+    with ThreadPoolExecutor(work.workers) as readers, Committer(work) as committer:
         try:
             in_time = _until(deadline, contents, done)
             for batch in _batches(_read_ahead(in_time, work, readers), work):
@@ -130,7 +139,7 @@ def _read_ahead(
         reading.update(readers.submit(_prepare, content, work) for content in more)
         if not reading:
             return
-        ready, reading = wait(reading, return_when=FIRST_COMPLETED)
+        ready, reading = wait(reading, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
         for future in ready:
             yield future.result()
 
@@ -181,11 +190,12 @@ class Committer:
     """Commits what was added, in a thread of its own, every COMMIT_SECONDS and when left.
 
     An error of the commit is raised by the next `add`, or on leaving. One commit runs at a time; a
-    slow one holds up the adding, so that no more than two commits' worth is ever in memory.
+    slow one holds up the adding, so that no more than two commits' worth is ever in memory. When left
+    by an interrupt, a commit that hangs is given up after FLUSH_SECONDS.
     """
 
-    def __init__(self, commit: Callable[[Embedded], None]) -> None:
-        self._commit = commit
+    def __init__(self, work: Work) -> None:
+        self._work = work
         self._added: list[Embedded] = []
         self._committed_at = time.monotonic()
         self._thread = ThreadPoolExecutor(1)
@@ -194,10 +204,19 @@ class Committer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        deadline = time.monotonic() + (FLUSH_SECONDS if interrupted else float("inf"))
         with self._thread:
-            self._start()
-            self._finish()
+            try:
+                self._start(deadline)
+                self._finish(deadline)
+            except _GivenUp:
+                self._work.abandon()
+            except Exception as failed:
+                if not interrupted:
+                    raise
+                logger.warning("interrupted, and the last commit failed: %s", failed)
 
     def add(self, embedded: Embedded) -> None:
         """Take vectors to commit soon."""
@@ -207,16 +226,25 @@ class Committer:
         if contents >= COMMIT_CONTENTS or waited >= COMMIT_SECONDS:
             self._start()
 
-    def _start(self) -> None:
-        self._finish()
+    def _start(self, deadline: float = float("inf")) -> None:
+        self._finish(deadline)
         self._committed_at = time.monotonic()
         contents = [content for part in self._added for content in part.contents]
         if contents:
             vectors = np.concatenate([part.vectors for part in self._added])
-            self._running = self._thread.submit(self._commit, Embedded(contents, vectors))
+            self._running = self._thread.submit(self._work.commit, Embedded(contents, vectors))
         self._added = []
 
-    def _finish(self) -> None:
-        running, self._running = self._running, None
+    def _finish(self, deadline: float = float("inf")) -> None:
+        running = self._running
+        while running and not running.done():
+            wait([running], timeout=POLL_SECONDS)
+            if time.monotonic() > deadline:
+                raise _GivenUp
+        self._running = None
         if running:
             running.result()
+
+
+class _GivenUp(Exception):
+    """A commit hangs, and somebody wants us to end."""

@@ -142,6 +142,7 @@ def _work(
         encoder=run.deployment.encoder(run.card),
         turn=lambda: _encoder_turn(run),
         commit=commit,
+        abandon=run.deployment.store.close,
         failed=failed,
         progress=progress,
         batch_size=settings.batch_size,

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +13,16 @@ import pytest
 from embed_pipeline import embedding
 from embed_pipeline.audit import verify
 from embed_pipeline.collection_state import CollectionState
-from embed_pipeline.errors import OutOfSpace, ProjectNotFound, RemovalWithheld, SourceUnavailable
+from embed_pipeline.errors import (
+    OutOfSpace,
+    ProjectNotFound,
+    RemovalWithheld,
+    SourceUnavailable,
+    StoreError,
+)
 from embed_pipeline.project_run import ProjectRun
+from embed_pipeline.retire import retire
+from embed_pipeline.stores.qdrant_edge import EdgeCollection
 from embed_pipeline.sync import apply, diff, embed, scan, sync
 from embed_pipeline_tests.conftest import draw, draw_many
 
@@ -347,6 +356,56 @@ def test_an_interrupted_run_keeps_what_it_encoded(
     assert counts(sync(start(run_id="next"))) == {"embed": 24, "unchanged": 16}
     assert sum(model_calls) == 40
     assert verify(start(), vectors=True).equal
+
+
+def test_an_interrupted_run_does_not_wait_for_a_store_that_hangs(
+    root: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives the store some seconds, gives it up, and ends as interrupted; nothing is lost."""
+    monkeypatch.setattr(embedding, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(embedding, "FLUSH_SECONDS", 0.3)
+    monkeypatch.setenv("EMBED_BATCH_SIZE", "8")
+    draw_many(root / "cats", 40)
+    run, closed = start(), threading.Event()
+    scan(run)
+    diff(run)
+
+    def hang(*_: object) -> None:
+        assert closed.wait(20)
+        raise StoreError("closed")
+
+    def interrupt(step: str, done: int, total: int | None) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EdgeCollection, "upsert", hang)
+        patched.setattr(run.deployment.store, "close", closed.set)
+        with pytest.raises(KeyboardInterrupt):
+            embed(ProjectRun(run.deployment, run.project, run.run_id, interrupt))
+    assert closed.is_set()
+    assert counts(sync(start(run_id="next"))) == {"embed": 32, "reuse": 8}
+
+
+def test_two_deployments_never_touch_each_others_points(
+    cats: Path, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two roots, both with a project `cats`, in one store and one EMBED_HOME."""
+    monkeypatch.delenv("EMBED_SOURCE_ID")
+    other = tmp_path / "other" / "root"
+    draw_many(other / "cats", 3, first_seed=900)
+    sources = (f"folder:{cats.parent}", f"folder:{other}")
+    held = {}
+    for source, images in zip(sources, (10, 3), strict=True):
+        monkeypatch.setenv("EMBED_SOURCE", source)
+        assert sync(start()).indexed == images
+        held[source] = pl.concat(start().collection.scroll())
+    draw(other / "cats" / "new.png", 950)
+    assert counts(sync(start())) == {"embed": 1, "unchanged": 3}
+    retire(start().deployment, "cats")
+    assert not start().collection.exists()
+    monkeypatch.setenv("EMBED_SOURCE", sources[0])
+    assert pl.concat(start().collection.scroll()).equals(held[sources[0]])
+    assert counts(sync(start())) == {"unchanged": 10}
 
 
 def test_points_are_searchable_before_the_run_ends(
