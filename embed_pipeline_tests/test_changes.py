@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embed_pipeline import changes
+from embed_pipeline.audit import audit_all
 from embed_pipeline.changes import (
     Known,
     LastRun,
@@ -339,6 +340,24 @@ class TestFolders:
         resume(run.home)
         look_again(run.deployment, "cats")
         assert asked(look()) == ["cats"]
+
+    def test_what_the_audit_finds_is_asked_for(
+        self, look: Callable[[], Tick], start: Start
+    ) -> None:
+        """A point that went missing: the nightly audit notes it, the next look asks, a sync mends it."""
+        run = start()
+        point = next(iter(run.collection.scroll()))["point_id"].head(1)
+        run.collection.delete(point)
+        assert asked(look()) == [], "no image changed"
+        with lease(start("dogs").home, "dogs", "run 1", 0):
+            audited = audit_all(start().deployment)
+        assert {audit.project_id: audit.equal for audit in audited.audits} == {"cats": False}
+        assert audited.skipped.keys() == {"dogs"}
+        assert asked(look()) == ["cats"]
+        assert sync(start()).reuse == 1
+        assert audit_all(start().deployment).skipped == {}
+        self.runs.ended["cats"] = LastRun("success", None, datetime.now(UTC), datetime.now(UTC), 0)
+        assert asked(look()) == []
 
     def test_one_unreadable_project_does_not_hide_the_others(
         self, look: Callable[[], Tick], root: Path, monkeypatch: pytest.MonkeyPatch

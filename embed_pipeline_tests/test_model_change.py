@@ -13,7 +13,7 @@ import pytest
 from embed_pipeline import model_change
 from embed_pipeline.audit import verify
 from embed_pipeline.deployment import Deployment
-from embed_pipeline.errors import NothingToRollBack, QualityGateFailed
+from embed_pipeline.errors import ModelNotFound, NothingToRollBack, QualityGateFailed
 from embed_pipeline.models.hub import model_directory
 from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.prune import prune
@@ -186,6 +186,17 @@ def test_a_model_that_is_gone_stops_nothing(
     change_model("demo")
     assert sync(start()).unchanged == 40
     assert (start().card.name, found(start())) == ("demo", 40)
+
+
+def test_search_goes_on_where_the_new_model_is_not_to_be_had(
+    cats: Path, start: Start, change_model: Callable[..., None]
+) -> None:
+    """EMBED_MODEL names something that is nowhere: a sync says so, search and audit do not mind."""
+    change_model("/nowhere")
+    with pytest.raises(ModelNotFound, match="/nowhere"):
+        sync(start())
+    assert found(start()) == 40
+    assert verify(start()).equal
 
 
 class TestPrune:

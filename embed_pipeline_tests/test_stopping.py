@@ -3,26 +3,44 @@
 import hashlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event, Thread
+from uuid import uuid4
 
+import dagster as dg
 import pytest
 
 from embed_pipeline.audit import verify
+from embed_pipeline.defs import run_launcher
+from embed_pipeline.defs.old_runs import delete_old_runs
+from embed_pipeline.defs.run_launcher import (
+    EmbedPipelineRunLauncher,
+    hold_run_lock,
+    release_run_lock,
+)
 from embed_pipeline.lease import lease_holder
 from embed_pipeline.locks import FairFileLock
+from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.projects import progress
-from embed_pipeline_tests.conftest import draw
+from embed_pipeline.runs import run_sync
+from embed_pipeline.stopping import stop_project
+from embed_pipeline_tests.conftest import draw, draw_many
 from embed_pipeline_tests.places import Place, draw_slow, visible
 from embed_pipeline_tests.processes import (
+    PIPES,
     DagsterUI,
     Services,
     answer,
     environment,
+    started,
     wait_until,
 )
+
+Start = Callable[..., ProjectRun]
 
 STATES = {"scanning": "scan", "encoding": "embed", "applying": "apply"}
 STOP_SECONDS = 10
@@ -64,6 +82,68 @@ def place(services: tuple[Services, Place], monkeypatch: pytest.MonkeyPatch) -> 
 def ui(services: tuple[Services, Place]) -> DagsterUI:
     """The Dagster UI."""
     return services[0].ui
+
+
+class TestWithoutServices:
+    """What Dagster does not see, or sees too late."""
+
+    @pytest.fixture
+    def instance(self, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+        """Dagster's storage, and nobody who works on it."""
+        with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+            yield instance
+
+    def test_a_process_that_dagster_does_not_know_is_ended_by_its_lease(
+        self, root: Path, start: Start, instance: dg.DagsterInstance
+    ) -> None:
+        """`stop` ends whoever holds the lease for a run; an audit, which is soon done, is left alone."""
+        run = start("cats")
+        script = (
+            "import sys, time; from pathlib import Path; from embed_pipeline.lease import lease\n"
+            "from embed_pipeline.home import ProjectHome\n"
+            "with lease(ProjectHome(Path(sys.argv[1]), 'p'), 'cats', sys.argv[2], 0): time.sleep(60)"
+        )
+        for label, is_run in (("run 5f0c", True), ("audit", False)):
+            arguments = [sys.executable, "-c", script, str(run.home.root), label]
+            with started(arguments, environment(), **PIPES) as process:
+                wait_until(lambda: lease_holder(run.home), 30, "the lease")
+                stopped = stop_project(run.deployment, instance, "cats")
+                assert stopped.is_current_task == is_run
+                assert ("process" in stopped.details) == is_run
+                assert (lease_holder(run.home) is None) == is_run
+                if is_run:
+                    assert process.wait(10) != 0
+
+    def test_a_run_whose_process_died_early_is_seen_as_dead(
+        self, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """STARTED for a minute without ever having taken its lock; with the lock it is alive."""
+        launcher = EmbedPipelineRunLauncher()
+        launcher.register_instance(instance)
+        run = dg.DagsterRun("sync_project", run_id=str(uuid4()))
+        instance.add_run(run)
+        instance.report_dagster_event(
+            dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, "sync_project"), run.run_id
+        )
+        started_run = instance.get_run_by_id(run.run_id)
+        assert started_run
+        status = lambda: launcher.check_run_worker_health(started_run).status.value  # noqa: E731
+        assert status() == "RUNNING", "it may be about to"
+        monkeypatch.setattr(run_launcher, "LOCK_SECONDS", -1.0)
+        assert status() == "FAILED"
+        hold_run_lock(instance, run.run_id)
+        assert status() == "RUNNING"
+        release_run_lock(run.run_id)
+
+    def test_old_runs_are_deleted_but_for_the_last_success_of_each_project(
+        self, root: Path, start: Start, instance: dg.DagsterInstance
+    ) -> None:
+        """And nothing that is younger."""
+        draw_many(root / "cats", 2)
+        runs = [run_sync(start().deployment, instance, "cats").run_id for _ in range(3)]
+        assert delete_old_runs(instance, keep_days=1) == 0
+        assert delete_old_runs(instance, keep_days=0) == 2
+        assert [run.run_id for run in instance.get_runs()] == [runs[-1]]
 
 
 def give_work(place: Place, state: str, round_: int, how: str) -> None:

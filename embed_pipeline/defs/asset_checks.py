@@ -19,7 +19,7 @@ SAMPLE_POINTS = 10_000
 MAX_LAG = timedelta(hours=1)
 
 # Dagster warns that a check's partitions are a preview. Without them a check has one result for all
-# projects, the last one's, and cannot be executed alone.
+# projects, the last one's, and its history does not say whose each was.
 warnings.filterwarnings("ignore", ".*partitions_def on an AssetCheckSpec", dg.PreviewWarning)
 project_check = partial(dg.asset_check, asset=collection_state, partitions_def=projects)
 

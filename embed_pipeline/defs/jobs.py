@@ -18,7 +18,7 @@ sync_project = dg.define_asset_job(
 audit_projects = dg.define_asset_job(
     "audit_projects",
     selection=audit,
-    description="Verify all projects in one run; the sensor asks for runs of those that differ.",
+    description="Verify all projects in one run; the sensor sees to those that differ.",
 )
 
 
@@ -29,7 +29,7 @@ def delete_runs(context: dg.OpExecutionContext, pipeline: EmbedPipeline) -> None
     context.add_output_metadata({"deleted runs": deleted})
 
 
-@dg.job(description="Delete old runs: each is a file of some 100 kB in Dagster's storage.")
+@dg.job(description="Delete runs older than EMBED_KEEP_RUNS_DAYS; each takes some 100 kB of disk.")
 def clean_up() -> None:
     """One op."""
     delete_runs()

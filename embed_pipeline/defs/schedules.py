@@ -31,6 +31,6 @@ def schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
             name="nightly_clean_up",
             job=clean_up,
             cron_schedule=CLEAN_UP_AT,
-            description="Deletes old runs.",
+            description="Deletes runs older than EMBED_KEEP_RUNS_DAYS.",
         ),
     ]
