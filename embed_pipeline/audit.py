@@ -12,6 +12,7 @@ from embed_pipeline.errors import EmbedPipelineError
 from embed_pipeline.lease import lease
 from embed_pipeline.manifest import MANIFEST
 from embed_pipeline.models.protocol import Vectors
+from embed_pipeline.pause import pause_of
 from embed_pipeline.project_run import SUSPECTS, ProjectRun
 from embed_pipeline.watching import look_again
 
@@ -72,11 +73,14 @@ class AuditedProjects:
 def audit_all(deployment: Deployment, *, vectors: bool = False) -> AuditedProjects:
     """Audit every project; note what differs, so that the sensor asks for a run of it.
 
-    A project that a run works on is left out: that run ends with an audit of its own.
+    Left out are paused projects, and those that a run works on: it ends with an audit of its own.
     """
     audited = AuditedProjects([], {})
     for project in deployment.source.projects():
         run = ProjectRun(deployment, project, "audit")
+        if (pause := pause_of(run.home)) and pause.paused:
+            audited.skipped[project] = "paused"
+            continue
         try:
             with lease(run.home, project, "audit", wait_seconds=0):
                 found = verify(run, vectors=vectors)

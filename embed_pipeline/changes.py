@@ -17,9 +17,10 @@ import polars as pl
 
 from embed_pipeline.tables import Table
 
-# One row per project of the source. settled: see above; null where something is to do. failed: the
-# revision that the last run failed at. retry_at: when to look again at a settled project (images failed
-# that may be readable by then) or a failed one. absent: complete listings without it, one after another.
+# One row per project of the source. settled: see above, for a reason; null where something is to do.
+# failed: the revision that the last run failed at. retry_at: when to look again at a settled project
+# (images failed that may be readable by then) or a failed one. absent: complete listings without it,
+# one after another.
 NOTICED = Table(
     "noticed",
     1,
@@ -27,6 +28,7 @@ NOTICED = Table(
         {
             "project": pl.String(),
             "settled": pl.String(),
+            "reason": pl.String(),
             "failed": pl.String(),
             "asked_at": pl.Datetime("us", "UTC"),
             "retry_at": pl.Datetime("us", "UTC"),
@@ -51,6 +53,8 @@ ABSENT_LISTINGS = 2
 FREE_ABSENT = 2
 FREE_ABSENT_SHARE = 0.3
 
+UNCHANGED = "unchanged"
+FAILED = "failed, tried again later"
 NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -60,6 +64,7 @@ class Noticed:
 
     project: str
     settled: str | None = None
+    reason: str = UNCHANGED
     failed: str | None = None
     asked_at: datetime | None = None
     retry_at: datetime | None = None
@@ -94,12 +99,14 @@ class Known:
     """What tables and Dagster tell of a project.
 
     reached: the revision that its collection was made equal to, and audited. indexed: images in the
-    space that is wanted. retry_at: when the first of its failed images may be readable.
+    space that is wanted. retry_at: when the first of its failed images may be readable. withheld:
+    whether the guard held back removals there, until somebody confirms them.
     """
 
     reached: str | None = None
     indexed: int = 0
     retry_at: datetime | None = None
+    withheld: bool = False
     paused: bool = False
     resumed_at: datetime | None = None
     last_run: LastRun | None = None
@@ -164,12 +171,13 @@ def decide(
     decision = Decision(present)
     room = max(0, min(MAX_REQUESTS, MAX_UNFINISHED - len(unfinished)))
     lookups = 0
-    # Small projects first: they need not wait for large ones.
-    for name in sorted(seen, key=lambda name: (seen[name].images, name)):
+    # Small projects first: they need not wait for large ones. Those that wait after a failure last:
+    # most of them will go on waiting.
+    for name in sorted(seen, key=lambda n: (present[n].failed is not None, seen[n].images, n)):
         row = replace(present[name], looked_at=now)
         reason = _settled(row, seen[name], now) or ("working" if name in unfinished else None)
-        if not reason and (len(decision.requests) == room or lookups == MAX_LOOKUPS):
-            reason = "changed, asked for later: many are"
+        if not reason and (len(decision.requests) == room or lookups >= MAX_LOOKUPS):
+            reason = FAILED if row.failed else "changed, asked for later: many are"
         if reason:
             verdict = Verdict(row, reason)
         else:
@@ -182,33 +190,44 @@ def decide(
 
 def _settled(row: Noticed, look: Seen, now: datetime) -> str | None:
     """Why there is nothing to do as far as the sensor remembers; None where it must look closer."""
-    waiting = row.retry_at is not None and now < row.retry_at
-    if row.settled == look.revision and (waiting or row.retry_at is None):
-        return "unchanged"
-    return "failed, tried again later" if row.failed == look.revision and waiting else None
+    waiting = row.retry_at is None or now < row.retry_at
+    return row.reason if row.settled == look.revision and waiting else None
 
 
 def _judge(row: Noticed, look: Seen, known: Known, now: datetime) -> Verdict:
-    settled = replace(row, settled=look.revision, failed=None, retry_at=None)
     if known.paused:
         return Verdict(row, "paused")
     if known.reached == look.revision and (known.retry_at is None or now < known.retry_at):
-        return Verdict(replace(settled, retry_at=known.retry_at), "unchanged")
+        return _settle(row, look, UNCHANGED, known.retry_at)
     last = known.last_run
     if row.asked_at and now < row.asked_at + REQUEST_GRACE and not _newer(last, row.asked_at):
         return Verdict(row, "just asked for")
     # A run that ended before it knew its revision is taken to have been about this one.
     if last and last.revision in (look.revision, None) and _newer(last, known.resumed_at):
-        retry_at = last.ended_at + _delay(last.failures)
-        if last.status == "canceled":
-            return Verdict(settled, "stopped until it changes or is resumed")
-        if last.status == "failed" and now < retry_at:
-            waiting = replace(row, settled=None, failed=look.revision, retry_at=retry_at)
-            return Verdict(waiting, "failed, tried again later")
+        held_back = _after(last, row, look, known, now)
+        if held_back:
+            return held_back
     large = look.images - known.indexed >= LARGE_IMAGES
     request = Request(row.project, look.revision, look.images, large)
     asked = replace(row, settled=None, failed=None, retry_at=None, asked_at=now)
     return Verdict(asked, "asked for", request)
+
+
+def _after(last: LastRun, row: Noticed, look: Seen, known: Known, now: datetime) -> Verdict | None:
+    """Why another run of the same revision must wait, after the last one."""
+    if last.status == "canceled":
+        return _settle(row, look, "stopped until it changes or is resumed")
+    if last.status == "failed" and known.withheld:
+        return _settle(row, look, "waits until removals are confirmed, or it changes")
+    retry_at = last.ended_at + _delay(last.failures)
+    if last.status == "failed" and now < retry_at:
+        return Verdict(replace(row, settled=None, failed=look.revision, retry_at=retry_at), FAILED)
+    return None
+
+
+def _settle(row: Noticed, look: Seen, reason: str, retry_at: datetime | None = None) -> Verdict:
+    settled = replace(row, settled=look.revision, reason=reason, failed=None, retry_at=retry_at)
+    return Verdict(settled, reason)
 
 
 def _newer(run: LastRun | None, than: datetime | None) -> bool:

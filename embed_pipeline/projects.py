@@ -10,7 +10,7 @@ from embed_pipeline.pause import pause_of
 from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.run_progress import RunProgress, progress_of
 
-Status = Literal["new", "in sync", "changed", "differs", "syncing", "paused"]
+Status = Literal["new", "in sync", "changed", "differs", "syncing", "paused", "withheld"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _condition(run: ProjectRun, state: CollectionState | None, token: str) -> St
     if state is None:
         return "new"
     if not state.equal:
-        return "differs"
+        return "withheld" if state.withheld else "differs"
     target = run.deployment.target_card(run.project).space
     reached = state.revision == token and state.conditions == run.deployment.conditions(target)
     return "in sync" if reached else "changed"

@@ -19,7 +19,7 @@ from embed_pipeline.defs.partitions import projects
 from embed_pipeline.defs.resources import Launcher, launcher
 from embed_pipeline.defs.run_launcher import release_run_lock
 from embed_pipeline.deployment import Deployment
-from embed_pipeline.errors import EmbedPipelineError, NotWritable
+from embed_pipeline.errors import NotWritable
 from embed_pipeline.progress import Progress, silent
 from embed_pipeline.settings import Settings
 from embed_pipeline.sources.names import partition_key
@@ -98,8 +98,8 @@ def run_sync(
                 "ops": {"collection_state": {"config": {"confirm_removals": confirm_removals}}},
             },
         )
-    except EmbedPipelineError as error:
-        return _outcome(deployment, project, run_id, "failed", str(error))
+    except dg.Failure as failure:
+        return _outcome(deployment, project, run_id, "failed", failure.description)
     except dg.DagsterError:
         if (state := _own_state(deployment, project, run_id)) and not state.equal:
             return _outcome(deployment, project, run_id, "failed", _audit_error(project, state))

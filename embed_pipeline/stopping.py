@@ -16,7 +16,7 @@ from embed_pipeline.deployment import Deployment
 from embed_pipeline.errors import RunNotStopped
 from embed_pipeline.home import ProjectHome
 from embed_pipeline.lease import lease_holder
-from embed_pipeline.pause import pause, pause_of, resume
+from embed_pipeline.pause import pause, resume
 from embed_pipeline.sources.names import partition_key
 from embed_pipeline.watching import look_again
 
@@ -71,12 +71,9 @@ def pause_project(deployment: Deployment, instance: dg.DagsterInstance, project:
 
 def resume_project(deployment: Deployment, project: str) -> Resumed:
     """Let a paused or stopped project go on: the sensor's next look asks for a run of it."""
-    home = deployment.project_home(project)
-    before = pause_of(home)
-    resume(home)
+    resume(deployment.project_home(project))
     look_again(deployment, project)
-    was = "paused" if before and before.paused else "not paused"
-    return Resumed(project, f"it was {was}; the sensor asks for a run of it when it looks next")
+    return Resumed(project, "goes on: the sensor asks for a run if there is something to do")
 
 
 def _cancel_runs(instance: dg.DagsterInstance, project: str) -> dict[str, str]:

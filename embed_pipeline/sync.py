@@ -107,5 +107,6 @@ def _confirmation(run: ProjectRun, settled: Settled) -> str:
     return (
         f"{run.project}: {settled.withheld} of {settled.held} indexed images are nowhere in the source "
         "any more; nothing was removed. If that is right, confirm it once: "
-        f"embed-pipeline sync {run.project} --confirm-removals {settled.withheld}"
+        f"embed-pipeline sync {run.project} --confirm-removals {settled.withheld} (in the Dagster UI: "
+        f"launch collection_state with confirm_removals: {settled.withheld})"
     )

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from embed_pipeline.changes import (
     NEVER,
+    UNCHANGED,
     Known,
     LastRun,
     Noticed,
@@ -56,14 +57,14 @@ class Tick:
     retired: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """For people: `3 projects; unchanged: 2; paused: 1 (cats)`."""
-        told = [f"{len(self.listed):,} projects"]
+        """For people: `3 projects; paused: 1 (cats); unchanged: 2`."""
+        told = [f"{len(self.listed):,} project{'' if len(self.listed) == 1 else 's'}"]
         if self.requests:
             told.append(_told("asked for", [request.project for request in self.requests]))
-        told += [_told(reason, names) for reason, names in self.skipped.items()]
         if self.retired:
             told.append(_told("retired", self.retired))
-        return "; ".join(told)
+        reasons = sorted(self.skipped, key=lambda reason: (reason == UNCHANGED, reason))
+        return "; ".join([*told, *(_told(reason, self.skipped[reason]) for reason in reasons)])
 
 
 def look_around(deployment: Deployment, history: RunHistory) -> Tick:
@@ -146,6 +147,7 @@ def _known(deployment: Deployment, history: RunHistory, project: str) -> Known:
         reached=deployment.revision(there.revision) if there and there.equal else None,
         indexed=there.indexed if there else 0,
         retry_at=there.retry_at if there else None,
+        withheld=there is not None and there.withheld > 0,
         paused=pause is not None and pause.paused,
         resumed_at=pause.at if pause and not pause.paused else None,
         last_run=history.last(project),
@@ -153,7 +155,7 @@ def _known(deployment: Deployment, history: RunHistory, project: str) -> Known:
 
 
 def _told(reason: str, names: list[str]) -> str:
-    if reason == "unchanged":
+    if reason == UNCHANGED:
         return f"{reason}: {len(names):,}"
     more = ", …" if len(names) > NAMES_TOLD else ""
     return f"{reason}: {len(names):,} ({', '.join(names[:NAMES_TOLD])}{more})"

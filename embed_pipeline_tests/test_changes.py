@@ -97,6 +97,14 @@ class TestOneProject:
         changed = Known(last_run=ended("failed", "B", ago=second, failures=failures))
         assert judged(changed) == "asked for", "its images changed: that may be the remedy"
 
+    def test_what_a_person_must_confirm_is_not_tried_again(self) -> None:
+        """Withheld removals wait, until the images change, or somebody has confirmed them."""
+        held = Known(withheld=True, last_run=ended("failed", ago=timedelta(days=2), failures=1))
+        assert judged(held) == "waits until removals are confirmed, or it changes"
+        assert judged(held, revision="B") == "asked for"
+        failed = Noticed("cats", failed="A", retry_at=NOW + MINUTE)
+        assert judged(Known(reached="A"), failed) == "unchanged", "the command line was quicker"
+
     def test_a_run_that_is_on_its_way_is_not_asked_for_twice(self) -> None:
         """Between the request and the run in Dagster's storage, and while it is queued or works."""
         asked = Noticed("cats", asked_at=NOW - timedelta(seconds=10))
@@ -115,17 +123,18 @@ class TestOneProject:
 
     def test_a_settled_project_is_not_looked_up(self) -> None:
         """Where nothing changed, neither tables nor Dagster's storage are asked."""
+        stopped = "stopped until it changes or is resumed"
         seen = {"cats": Seen("A", 10), "dogs": Seen("A", 10)}
         noticed = {
             "cats": Noticed("cats", settled="A"),
-            "dogs": Noticed("dogs", failed="A", retry_at=NOW + MINUTE),
+            "dogs": Noticed("dogs", settled="A", reason=stopped),
         }
 
         def never(project: str) -> Known:
             raise AssertionError(project)
 
         decision = decide(seen.keys(), seen, noticed, set(), never, NOW)
-        assert decision.skipped == {"unchanged": ["cats"], "failed, tried again later": ["dogs"]}
+        assert decision.skipped == {"unchanged": ["cats"], stopped: ["dogs"]}
 
 
 class TestManyProjects:
@@ -189,8 +198,8 @@ class TestManyProjects:
     def test_the_table_keeps_what_was_noticed(self, tmp_path: Path) -> None:
         """Rows come back as they were written; a lost table is an empty one."""
         rows = [
-            Noticed("a", "A x", None, NOW, None, NOW, 0),
-            Noticed("b", None, "B x", None, NOW, NOW, 1),
+            Noticed("a", "A x", "unchanged", None, NOW, None, NOW, 0),
+            Noticed("b", None, "unchanged", "B x", None, NOW, NOW, 1),
         ]
         assert read_noticed(tmp_path / "noticed.parquet") == {}
         write_noticed({row.project: row for row in rows}, tmp_path / "noticed.parquet")
@@ -336,7 +345,7 @@ class TestFolders:
         look_again(run.deployment, "cats")
         self.runs.ended["cats"] = LastRun("canceled", None, NOW - MINUTE, NOW, 0)
         assert look().skipped["stopped until it changes or is resumed"] == ["cats"]
-        assert look().skipped["unchanged"] == ["cats", "dogs"]
+        assert look().skipped["stopped until it changes or is resumed"] == ["cats"]
         resume(run.home)
         look_again(run.deployment, "cats")
         assert asked(look()) == ["cats"]

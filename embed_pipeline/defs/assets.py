@@ -12,6 +12,7 @@ from pydantic import Field
 from embed_pipeline import sync
 from embed_pipeline.audit import audit_all
 from embed_pipeline.defs import metadata
+from embed_pipeline.defs.explained import explained
 from embed_pipeline.defs.partitions import projects
 from embed_pipeline.defs.resources import REVISION_TAG, EmbedPipeline
 from embed_pipeline.manifest import data_version
@@ -29,6 +30,7 @@ project_asset = partial(
 
 
 @project_asset(kinds={"polars", "parquet"})
+@explained
 def image_manifest(
     context: dg.AssetExecutionContext, pipeline: EmbedPipeline
 ) -> dg.MaterializeResult[None]:
@@ -43,6 +45,7 @@ def image_manifest(
 
 
 @project_asset(deps=[image_manifest], kinds={"polars", "parquet"})
+@explained
 def image_diff(
     context: dg.AssetExecutionContext, pipeline: EmbedPipeline
 ) -> dg.MaterializeResult[None]:
@@ -52,6 +55,7 @@ def image_diff(
 
 
 @project_asset(deps=[image_diff], kinds={"pytorch", "parquet"})
+@explained
 def image_embeddings(
     context: dg.AssetExecutionContext, pipeline: EmbedPipeline
 ) -> dg.MaterializeResult[None]:
@@ -69,6 +73,7 @@ class ApplyConfig(dg.Config):
 
 
 @project_asset(deps=[image_embeddings], kinds={"qdrant"})
+@explained
 def collection_state(
     context: dg.AssetExecutionContext, pipeline: EmbedPipeline, config: ApplyConfig
 ) -> dg.MaterializeResult[None]:
@@ -99,6 +104,7 @@ class AuditConfig(dg.Config):
         fail_window=timedelta(hours=50), warn_window=timedelta(hours=26)
     ),
 )
+@explained
 def collection_audit(
     context: dg.AssetExecutionContext, pipeline: EmbedPipeline, config: AuditConfig
 ) -> dg.MaterializeResult[None]:

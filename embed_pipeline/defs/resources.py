@@ -18,6 +18,7 @@ from embed_pipeline.sources.names import project_of
 
 REVISION_TAG = "embed_pipeline/revision"
 OBSERVE_SECONDS = 15.0
+LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,11 @@ class EmbedPipeline(dg.ConfigurableResource):  # type: ignore[type-arg]  # it is
         self, context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext
     ) -> ProjectRun:
         run_id = context.run.run_id
-        _require_wanted(context.instance, run_id)
+        if not context.has_partition_key:
+            raise dg.Failure(
+                "a check needs a project: materialize collection_state for it", allow_retries=False
+            )
+        _require_wanted(context.instance, context.run)
         deployment, project = self.deployment, project_of(context.partition_key)
         home, wait = deployment.project_home(project), deployment.settings.lease_wait_seconds
         self._held.enter_context(working_lease(home, project, run_id, wait))
@@ -87,27 +92,32 @@ class Observations:
     def __init__(self, context: dg.AssetExecutionContext) -> None:
         self._context = context
         self._pace = Pace(context.run.run_id)
-        self._told_at = time.monotonic()
+        self._told_at = self._looked_at = time.monotonic()
 
     def __call__(self, step: str, done: int, total: int | None) -> None:
         """Observe where it is time to."""
-        if time.monotonic() - self._told_at < OBSERVE_SECONDS:
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_SECONDS:
             return
-        self._told_at = time.monotonic()
+        self._looked_at = now
         at = self._pace.at(step, done, total)
-        metadata: dict[str, str | int] = {"progress": str(at), "done": done}
-        if total is not None:
-            metadata["total"] = total
+        if now - self._told_at < OBSERVE_SECONDS:
+            return
+        self._told_at = now
+        metadata = {"done": done} if total is None else {"done": done, "total": total}
         self._context.log_event(
             dg.AssetObservation(
                 asset_key=self._context.asset_key,
                 partition=self._context.partition_key,
+                description=str(at),
                 metadata=metadata,
             )
         )
 
 
-def _require_wanted(instance: dg.DagsterInstance, run_id: str) -> None:
+def _require_wanted(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """A run that was forced to end while it was starting may start all the same."""
-    if instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.RUN_CANCELED).records:
-        raise dg.Failure("the run was stopped before it began", allow_retries=False)
+    ended = dg.DagsterEventType.RUN_CANCELED
+    if instance.get_records_for_run(run.run_id, of_type=ended).records:
+        instance.report_run_canceling(run, "It was stopped before it began.")
+        raise dg.DagsterExecutionInterruptedError
