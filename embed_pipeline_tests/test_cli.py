@@ -1,6 +1,7 @@
 """The command line as people and programs meet it: real processes, their output and their exit codes."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from embed_pipeline.cli import app
+from embed_pipeline.cli import app, main
 from embed_pipeline_tests.conftest import draw, draw_many
 from embed_pipeline_tests.processes import (
     PROGRAM,
@@ -19,6 +20,8 @@ from embed_pipeline_tests.processes import (
     answer,
     command,
     environment,
+    started,
+    wait_until,
 )
 
 COMMANDS = sorted(entry.callback.__name__ for entry in app.registered_commands if entry.callback)
@@ -173,8 +176,6 @@ ERRORS = [
         "EMBED_SOURCE='s3://bucket': not a source",
     ),
     (["projects"], {"EMBED_SOURCE": "folder:/nowhere"}, "/nowhere: cannot be listed"),
-    (["sync", "cats"], {"EMBED_MODEL": "no/such-model"}, "no/such-model: not whole in the local"),
-    (["sync", "cats"], {"EMBED_MODEL": "/nowhere"}, "EMBED_MODEL=/nowhere: no such directory"),
     (["projects"], {"EMBED_BATCH_SIZE": "many"}, "EMBED_BATCH_SIZE='many'"),
     (["projects"], {"EMBED_LOG_LEVEL": "LOUD"}, "EMBED_LOG_LEVEL='LOUD'"),
     (["search", "dogs", "a cat"], {}, "dogs: nothing to search, it was never synced"),
@@ -193,12 +194,42 @@ ERRORS = [
     ("arguments", "variables", "told"), ERRORS, ids=lambda value: str(value)[:40]
 )
 def test_errors_are_one_line(
-    env: Environment, arguments: list[str], variables: dict[str, str], told: str
+    env: Environment,
+    arguments: list[str],
+    variables: dict[str, str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Bad input ends with exit code 1 and one line that names the thing and the remedy."""
-    done = command(*arguments, env={**env, **variables})
-    assert (done.returncode, done.stdout.strip() if "sync" not in arguments else "") == (1, "")
-    [line] = done.stderr.strip().splitlines()
+    for name, value in {**env, **variables}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["embed-pipeline", *arguments])
+    monkeypatch.setattr(logging.getLogger("embed_pipeline"), "handlers", [])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capfd.readouterr()
+    assert (ended.value.code, printed.out) == (1, "")
+    one_error(printed.err, told)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("no/such-model", "no/such-model: not whole in the local"),
+        ("/nowhere", "EMBED_MODEL=/nowhere: no such directory"),
+    ],
+)
+def test_errors_of_a_run_are_one_line(env: Environment, model: str, told: str) -> None:
+    """What goes wrong inside Dagster's run is told as shortly."""
+    done = command("sync", "cats", env={**env, "EMBED_MODEL": model})
+    assert done.returncode == 1
+    one_error(done.stderr, told)
+
+
+def one_error(stderr: str, told: str) -> None:
+    """One line, and this is in it."""
+    [line] = stderr.strip().splitlines()
     assert line.startswith("error: ")
     assert told in line
 
@@ -240,7 +271,7 @@ def test_withheld_removals_are_confirmed_on_the_command_line(
         image.unlink()
     refused = command("sync", "few", env=own)
     assert refused.returncode == 1
-    assert refused.stderr.endswith("embed-pipeline sync few --confirm-removals 3\n")
+    assert "embed-pipeline sync few --confirm-removals 3 (" in refused.stderr
     [outcome] = answer("sync", "few", "--confirm-removals", "3", env=own)
     assert outcome["remove"] == 3
 
@@ -254,12 +285,9 @@ def test_bars_are_for_terminals_only(env: Environment, tmp_path: Path) -> None:
     assert piped.stderr == ""
     with closing(Terminal()) as terminal:
         arguments = [*PROGRAM, "sync", "new"]
-        subprocess.run(
-            arguments,
-            env=own,
-            stdout=subprocess.PIPE,
-            stderr=terminal.writing,
-            check=True,
-            timeout=120,
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": terminal.writing}
+        with started(arguments, own, **pipes) as process:
+            # Read all the time: a full terminal would hold the process up.
+            wait_until(lambda: terminal.text() and process.poll() is not None, 120, "the sync")
+        assert process.returncode == 0
         assert "30/30" in terminal.text()
