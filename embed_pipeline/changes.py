@@ -50,6 +50,8 @@ REQUEST_GRACE = timedelta(minutes=2)
 FIRST_RETRY = timedelta(minutes=1)
 LAST_RETRY = timedelta(days=1)
 ABSENT_LISTINGS = 2
+# What a person who knows that a project is gone sets `absent` to.
+CONFIRMED = 1_000_000
 FREE_ABSENT = 2
 FREE_ABSENT_SHARE = 0.3
 
@@ -241,15 +243,19 @@ def _delay(failures: int) -> timedelta:
 
 
 def _retire(
-    decision: Decision, absent: Mapping[str, Noticed], unfinished: AbstractSet[str], listed: int
+    decision: Decision,
+    absent: Mapping[str, Noticed],
+    unfinished: AbstractSet[str],
+    listed: int,
 ) -> None:
     """Forget projects that two complete listings did not have; not where that many lost is an accident."""
-    share = len(absent) / (len(absent) + listed) if absent else 0.0
-    many = not listed or (len(absent) > FREE_ABSENT and share > FREE_ABSENT_SHARE)
+    doubtful = sum(row.absent < CONFIRMED for row in absent.values())
+    share = doubtful / (doubtful + listed) if doubtful else 0.0
+    many = not listed or (doubtful > FREE_ABSENT and share > FREE_ABSENT_SHARE)
     for name, before in absent.items():
         row = replace(before, absent=before.absent + 1)
-        if many:
-            decision.take(Verdict(row, "gone, but too many at once to be retired"))
+        if many and row.absent < CONFIRMED:
+            decision.take(Verdict(before, "gone, but too many at once to be retired"))
         elif row.absent < ABSENT_LISTINGS or name in unfinished:
             decision.take(Verdict(row, "gone, to be retired"))
         else:

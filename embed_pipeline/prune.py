@@ -15,6 +15,7 @@ from embed_pipeline.retire import drop_points, retire
 from embed_pipeline.serving import forget_previous, serving_of
 from embed_pipeline.tables import Table
 from embed_pipeline.vector_library import VectorLibrary
+from embed_pipeline.watching import confirm_absence
 
 # How long a vector is kept after its content was last seen: a restored image costs no model time.
 KEEP = timedelta(days=30)
@@ -50,13 +51,15 @@ def prune(deployment: Deployment, *, now: bool = False, absent: bool = False) ->
 
 
 def _absent_projects(deployment: Deployment) -> Iterator[Pruned]:
+    """Retire them here and now; their partitions go when the sensor looks next."""
     listed = set(deployment.source.projects())
     prefix = f"{deployment.source.source_id}/"
-    for project_id in deployment.home.project_ids():
-        project = project_id.removeprefix(prefix)
-        if project_id.startswith(prefix) and project not in listed:
-            retire(deployment, project)
-            yield Pruned("project", project)
+    ours = [id_ for id_ in deployment.home.project_ids() if id_.startswith(prefix)]
+    absent = sorted({id_.removeprefix(prefix) for id_ in ours} - listed)
+    confirm_absence(deployment, absent)
+    for project in absent:
+        retire(deployment, project)
+        yield Pruned("project", project)
 
 
 def _points(deployment: Deployment, home: ProjectHome) -> Iterator[Pruned]:

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import dagster as dg
@@ -121,7 +122,8 @@ def _end_process(home: ProjectHome, project: str) -> str | None:
     if holder.host != socket.gethostname():
         raise RunNotStopped(f"{project}: {holder} works on this project; stop it there")
     for number in (signal.SIGINT, signal.SIGKILL):
-        os.kill(holder.pid, number)
+        with suppress(ProcessLookupError):
+            os.kill(holder.pid, number)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             if lease_holder(home) != holder:

@@ -1,11 +1,14 @@
 """One look at the source: which projects changed, which are new, which are gone."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
 from embed_pipeline.changes import (
+    CONFIRMED,
     NEVER,
     UNCHANGED,
     Known,
@@ -72,16 +75,15 @@ def look_around(deployment: Deployment, history: RunHistory) -> Tick:
 
     Raises SourceUnavailable where the listing is not complete, having changed nothing.
     """
-    path = deployment.home.noticed(deployment.source.source_id)
-    with FileLock(path.with_suffix(".lock")).acquire(LOCK_SECONDS, "sensor"):
-        noticed = read_noticed(path) or _forgotten(deployment)
+    with _remembered(deployment) as noticed:
+        before = dict(noticed) or _forgotten(deployment)
         listed = deployment.source.projects()
-        listed.sort(key=lambda name: noticed[name].looked_at if name in noticed else NEVER)
+        listed.sort(key=lambda name: before[name].looked_at if name in before else NEVER)
         seen, skipped = _look(deployment, listed)
         decision = decide(
             frozenset(listed),
             seen,
-            noticed,
+            before,
             history.unfinished(),
             lambda project: _known(deployment, history, project),
             datetime.now(UTC),
@@ -95,18 +97,34 @@ def look_around(deployment: Deployment, history: RunHistory) -> Tick:
             else:
                 del decision.noticed[project]
                 tick.retired.append(project)
-        write_noticed(decision.noticed, path)
+        noticed.clear()
+        noticed.update(decision.noticed)
     return tick
 
 
 def look_again(deployment: Deployment, project: str) -> None:
     """Have the next look ask for a run of the project, unless it is stopped, paused or equal."""
-    path = deployment.home.noticed(deployment.source.source_id)
-    with FileLock(path.with_suffix(".lock")).acquire(LOCK_SECONDS, "look again"):
-        noticed = read_noticed(path)
+    with _remembered(deployment) as noticed:
         if row := noticed.get(project):
             noticed[project] = replace(row, settled=None, failed=None, retry_at=None)
-            write_noticed(noticed, path)
+
+
+def confirm_absence(deployment: Deployment, projects: list[str]) -> None:
+    """Have the next look forget these projects, however many are gone."""
+    with _remembered(deployment) as noticed:
+        for project in projects:
+            if row := noticed.get(project):
+                noticed[project] = replace(row, absent=CONFIRMED)
+
+
+@contextmanager
+def _remembered(deployment: Deployment) -> Iterator[dict[str, Noticed]]:
+    """What the sensor remembers, to be changed; nobody else changes it meanwhile."""
+    path = deployment.home.noticed(deployment.source.source_id)
+    with FileLock(path.with_suffix(".lock")).acquire(LOCK_SECONDS, "the sensor's table"):
+        noticed = read_noticed(path)
+        yield noticed
+        write_noticed(noticed, path)
 
 
 def _forgotten(deployment: Deployment) -> dict[str, Noticed]:

@@ -25,6 +25,7 @@ from embed_pipeline.errors import SourceUnavailable
 from embed_pipeline.lease import lease
 from embed_pipeline.pause import pause, resume
 from embed_pipeline.project_run import ProjectRun
+from embed_pipeline.prune import prune
 from embed_pipeline.sync import sync
 from embed_pipeline.watching import Tick, look_again, look_around
 from embed_pipeline_tests.conftest import draw, draw_many
@@ -309,10 +310,28 @@ class TestFolders:
             tick = look()
             assert (tick.retired, tick.requests) == ([], [])
         assert "too many at once" in str(tick)
-        root.rmdir()
+        draw(root / "only" / "one.png", 1)
+        assert look().retired == [], "empty listings do not count"
+        shutil.rmtree(root)
         root.with_name("elsewhere").rename(root)
-        assert look().skipped == {"unchanged": ["cats", "dogs"]}
+        assert look().skipped["unchanged"] == ["cats", "dogs"]
         assert start("dogs").collection.count() == 3
+
+    def test_many_gone_projects_are_retired_when_somebody_says_so(
+        self, look: Callable[[], Tick], root: Path, start: Start
+    ) -> None:
+        """`prune --absent` forgets them at once, and the sensor from its next look on."""
+        for name in ("a", "b", "c"):
+            draw_many(root / name, 1, first_seed=ord(name))
+            sync(start(name))
+        look()
+        for name in ("a", "b", "c"):
+            shutil.rmtree(root / name)
+        for _ in range(3):
+            assert look().skipped["gone, but too many at once to be retired"] == ["a", "b", "c"]
+        assert len(prune(start().deployment, absent=True)) == 3
+        assert sorted(look().retired) == ["a", "b", "c"]
+        assert look().skipped == {"unchanged": ["cats", "dogs"]}
 
     def test_a_lost_table_asks_for_nothing_that_is_in_sync(
         self, look: Callable[[], Tick], root: Path, start: Start

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import dagster as dg
@@ -44,7 +45,8 @@ class EmbedPipelineRunLauncher(DefaultRunLauncher):
         holder = run_lock(self._instance, run_id).holder()
         if holder and holder.host == socket.gethostname():
             self._instance.report_run_canceling(run)
-            os.kill(holder.pid, signal.SIGINT)
+            with suppress(ProcessLookupError):
+                os.kill(holder.pid, signal.SIGINT)
             return True
         if is_dead(self._instance, run_id):
             self._instance.report_run_canceled(run, "The process of the run was killed before.")
