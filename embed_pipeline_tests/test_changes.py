@@ -314,7 +314,7 @@ class TestFolders:
         assert look().retired == [], "empty listings do not count"
         shutil.rmtree(root)
         root.with_name("elsewhere").rename(root)
-        assert look().skipped["unchanged"] == ["cats", "dogs"]
+        assert sorted(look().skipped["unchanged"]) == ["cats", "dogs"]
         assert start("dogs").collection.count() == 3
 
     def test_many_gone_projects_are_retired_when_somebody_says_so(
@@ -328,10 +328,11 @@ class TestFolders:
         for name in ("a", "b", "c"):
             shutil.rmtree(root / name)
         for _ in range(3):
-            assert look().skipped["gone, but too many at once to be retired"] == ["a", "b", "c"]
+            gone = look().skipped["gone, but too many at once to be retired"]
+            assert sorted(gone) == ["a", "b", "c"]
         assert len(prune(start().deployment, absent=True)) == 3
         assert sorted(look().retired) == ["a", "b", "c"]
-        assert look().skipped == {"unchanged": ["cats", "dogs"]}
+        assert sorted(look().skipped["unchanged"]) == ["cats", "dogs"]
 
     def test_a_lost_table_asks_for_nothing_that_is_in_sync(
         self, look: Callable[[], Tick], root: Path, start: Start
