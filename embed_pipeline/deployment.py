@@ -49,6 +49,11 @@ class Deployment:
         """Where the points live."""
         return open_store(self.settings)
 
+    def close(self) -> None:
+        """Let go of the store, where it was used."""
+        if "store" in self.__dict__:
+            self.store.close()
+
     @cached_property
     def card(self) -> ModelCard:
         """The target model, not loaded."""

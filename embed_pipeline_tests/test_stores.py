@@ -443,6 +443,17 @@ def test_drop_is_idempotent(cats: Collection) -> None:
     assert_frame_equal(points("source/cats", ["b"]), rows(cats))
 
 
+def test_a_space_is_dropped_without_its_model(
+    store: VectorStore, cats: Collection, dogs: Collection, space: str
+) -> None:
+    """The model that tells the dimension may be gone; another project's points stay."""
+    for collection, project in ((cats, "source/cats"), (dogs, "source/dogs")):
+        collection.upsert(points(project, ["a"]), vectors(1))
+    store.collection(space, 1, "source/cats").drop()
+    assert not cats.exists()
+    assert dogs.count() == 1
+
+
 def test_damaged_payloads_come_back_as_null(store: VectorStore, cats: Collection) -> None:
     """Fields altered by hand into something else, and points planted by hand, come back and can go."""
     cats.upsert(points("source/cats", ["a", "b"]), vectors(2))

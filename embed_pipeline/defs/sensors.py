@@ -1,5 +1,7 @@
 """The sensor that notices changes. What it decides is in `changes.py`."""
 
+from contextlib import closing
+
 import dagster as dg
 
 from embed_pipeline.changes import Request
@@ -31,8 +33,9 @@ def project_changes(settings: Settings) -> dg.SensorDefinition:
     )
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         """Ask for a run of each project that changed; add new projects, retire those that are gone."""
-        deployment, instance = open_deployment(), context.instance
-        tick = look_around(deployment, DagsterRuns(instance, sync_project.name))
+        instance = context.instance
+        with closing(open_deployment()) as deployment:
+            tick = look_around(deployment, DagsterRuns(instance, sync_project.name))
         # Not by way of the result, which Dagster stores with the tick: 10,000 keys would be in it.
         name = str(projects.name)
         known = set(instance.get_dynamic_partitions(name))

@@ -70,7 +70,7 @@ class Collection(Protocol):
         ...
 
     def drop(self) -> None:
-        """Delete the collection's points in this space. No error where there are none."""
+        """Delete the collection's points in this space, whatever their dimension. No error where none are."""
         ...
 
 
