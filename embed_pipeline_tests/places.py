@@ -15,7 +15,7 @@ from embed_pipeline.dagster_home import shipped
 from embed_pipeline.deployment import Deployment
 from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.settings import load_settings
-from embed_pipeline_tests.processes import Environment
+from embed_pipeline_tests.processes import Environment, environment
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,29 @@ class Place:
         parts = self.home.glob("vectors/*/part-*.parquet")
         return Counter(hash_ for part in parts for hash_ in pl.read_parquet(part)["content_hash"])
 
-    def make_dagster_home(self) -> None:
-        """Put our dagster.yaml there; run monitoring looks every second instead of every 15."""
-        ours = yaml.safe_load(shipped("dagster.yaml").read_text())
-        ours["run_monitoring"]["poll_interval_seconds"] = 1
-        (self.home / "dagster").mkdir(parents=True)
-        (self.home / "dagster" / "dagster.yaml").write_text(yaml.safe_dump(ours))
-
     def run(self, project: str) -> ProjectRun:
         """The project as this process sees it."""
         return ProjectRun(Deployment(load_settings()), project, "test")
+
+
+def make_place(top: Path, **settings: object) -> Place:
+    """An empty root under `top`, the demo model, and a Dagster whose run monitoring looks every second."""
+    root, home = top / "root", top / "home"
+    root.mkdir()
+    dagster_home = home / "dagster"
+    dagster_home.mkdir(parents=True)
+    ours = yaml.safe_load(shipped("dagster.yaml").read_text())
+    ours["run_monitoring"]["poll_interval_seconds"] = 1
+    (dagster_home / "dagster.yaml").write_text(yaml.safe_dump(ours))
+    env = environment(
+        EMBED_SOURCE=f"folder:{root}",
+        EMBED_SOURCE_ID="test",
+        EMBED_MODEL="demo",
+        EMBED_HOME=home,
+        DAGSTER_HOME=dagster_home,
+        **settings,
+    )
+    return Place(root, home, env)
 
 
 def visible(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

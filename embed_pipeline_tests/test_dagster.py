@@ -23,7 +23,7 @@ from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.sources.names import partition_key
 from embed_pipeline.sync import diff, scan, sync
 from embed_pipeline_tests.conftest import draw, draw_many
-from embed_pipeline_tests.places import Place, draw_slow, visible
+from embed_pipeline_tests.places import Place, draw_slow, make_place, visible
 from embed_pipeline_tests.processes import (
     PIPES,
     PROGRAM,
@@ -33,7 +33,6 @@ from embed_pipeline_tests.processes import (
     answer,
     command,
     dagster_ui,
-    environment,
     started,
     wait_until,
 )
@@ -61,24 +60,14 @@ HASTY = "from embed_pipeline import cli, embedding; embedding.COMMIT_SECONDS = 0
 def shared_place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """Small projects and slow ones; run monitoring looks every second instead of every 15."""
     top = tmp_path_factory.mktemp("place")
-    root, home = top / "root", top / "home"
+    place = make_place(top, EMBED_DECODE_WORKERS=1, EMBED_BATCH_SIZE=1, EMBED_INTERVAL_MINUTES=1440)
+    root = place.root
     draw_many(root / PLAIN / "a", 4)
     draw_many(root / PLAIN / "b", 3, first_seed=10)
     draw_many(root / "emptied", 3, first_seed=20)
     draw_slow(root / "killed", SLOW_IMAGES, 1000)
     draw_slow(root / "stopped", VERY_SLOW_IMAGES, 2000)
     draw_slow(root / "interrupted", SLOW_IMAGES, 3000)
-    env = environment(
-        EMBED_SOURCE=f"folder:{root}",
-        EMBED_SOURCE_ID="test",
-        EMBED_MODEL="demo",
-        EMBED_HOME=home,
-        EMBED_DECODE_WORKERS=1,
-        EMBED_BATCH_SIZE=1,
-        EMBED_INTERVAL_MINUTES=1440,
-    )
-    place = Place(root, home, env)
-    place.make_dagster_home()
     return place
 
 
@@ -263,8 +252,9 @@ def test_an_interrupted_sync_keeps_what_it_embedded(
 
     Each next sync embeds the rest only.
     """
-    env = {**shared_place.env, "EMBED_HOME": str(tmp_path / "home")}
-    place = Place(shared_place.root, tmp_path / "home", env)
+    home = tmp_path / "home"
+    env = {**shared_place.env, "EMBED_HOME": str(home), "DAGSTER_HOME": str(home / "dagster")}
+    place = Place(shared_place.root, home, env)
     visible(place, monkeypatch)
     durable = 0
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -9,8 +9,8 @@ import pytest
 from embed_pipeline.audit import verify
 from embed_pipeline.errors import EmbedPipelineError
 from embed_pipeline_tests.conftest import draw, draw_many
-from embed_pipeline_tests.places import Place, visible
-from embed_pipeline_tests.processes import Services, environment, wait_until
+from embed_pipeline_tests.places import Place, make_place, visible
+from embed_pipeline_tests.processes import Services, wait_until
 
 TICK_SECONDS = 6
 
@@ -30,20 +30,10 @@ def test_changes_are_searchable_within_two_ticks(
 
     A quiet source starts no run.
     """
-    root, home = tmp_path / "root", tmp_path / "home"
-    root.mkdir()
-    env = environment(
-        EMBED_SOURCE=f"folder:{root}",
-        EMBED_SOURCE_ID="test",
-        EMBED_MODEL="demo",
-        EMBED_HOME=home,
-        DAGSTER_HOME=home / "dagster",
-        EMBED_INTERVAL_MINUTES=TICK_SECONDS / 60,
-    )
-    place = Place(root, home, env)
+    place = make_place(tmp_path, EMBED_INTERVAL_MINUTES=TICK_SECONDS / 60)
     visible(place, monkeypatch)
-    place.make_dagster_home()
-    with Services(env, tmp_path) as services:
+    root = place.root
+    with Services(place.env, tmp_path) as services:
         ui = services.ui
 
         def within(ticks: int, done: Callable[[], bool], what: str) -> None:

@@ -29,7 +29,7 @@ from embed_pipeline.projects import progress
 from embed_pipeline.runs import run_sync
 from embed_pipeline.stopping import stop_project
 from embed_pipeline_tests.conftest import draw, draw_many
-from embed_pipeline_tests.places import Place, draw_slow, visible
+from embed_pipeline_tests.places import Place, draw_slow, make_place, visible
 from embed_pipeline_tests.processes import (
     PIPES,
     DagsterUI,
@@ -51,24 +51,11 @@ LINKS = 10_000
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Services, Place]]:
     """Code server, daemon and webserver; run monitoring looks every second instead of every 15."""
     top = tmp_path_factory.mktemp("services")
-    root, home = top / "root", top / "home"
-    root.mkdir()
-    env = environment(
-        EMBED_SOURCE=f"folder:{root}",
-        EMBED_SOURCE_ID="test",
-        EMBED_MODEL="demo",
-        EMBED_HOME=home,
-        DAGSTER_HOME=home / "dagster",
-        EMBED_DECODE_WORKERS=1,
-        EMBED_BATCH_SIZE=1,
-        EMBED_INTERVAL_MINUTES=1440,
-    )
-    place = Place(root, home, env)
-    place.make_dagster_home()
-    with Services(env, top) as services:
+    place = make_place(top, EMBED_DECODE_WORKERS=1, EMBED_BATCH_SIZE=1, EMBED_INTERVAL_MINUTES=1440)
+    with Services(place.env, top) as services:
         for project in (*STATES, "small"):
             services.ui.add_partition(project)
-        draw(root / "small" / "one.png", 1)
+        draw(place.root / "small" / "one.png", 1)
         yield services, place
 
 
@@ -158,9 +145,12 @@ def give_work(place: Place, state: str, round_: int, how: str) -> None:
     elif state == "encoding":
         draw_slow(folder, 16, 1000 * round_)
     else:
-        one = draw(folder / "one.png", round_)
-        for number in range(LINKS - len(list(folder.iterdir()))):
-            os.link(one, folder / f"{round_}-{number:05}.png")
+        one = folder / "one.png"
+        if not one.exists():
+            draw(one, 1)
+            for number in range(LINKS):
+                os.link(one, folder / f"{number:05}.png")
+        place.run(state).collection.drop()
 
 
 @contextmanager
