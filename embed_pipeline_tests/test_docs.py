@@ -76,3 +76,13 @@ def test_links_between_documents_lead_somewhere() -> None:
     for document in TOP.glob("*.md"):
         for target in re.findall(r"\]\((?!http|#)([^)#]+)", document.read_text()):
             assert (TOP / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_python_of_the_readme_runs(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it shows is what there is to import, and what it prints."""
+    monkeypatch.setenv("DAGSTER_HOME", str(root.parent / "home" / "dagster"))
+    [example] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(example, {})
+    assert capsys.readouterr().out == "None\nnothing to stop\n"

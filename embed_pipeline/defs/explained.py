@@ -1,6 +1,5 @@
 """Errors and stops as a run's page shows them: one sentence with its remedy, not a stack trace."""
 
-import logging
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
@@ -11,8 +10,6 @@ from embed_pipeline.errors import EmbedPipelineError
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-
-logger = logging.getLogger(__name__)
 
 
 def explained(step: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -25,9 +22,8 @@ def explained(step: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         except EmbedPipelineError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
         except dg.DagsterExecutionInterruptedError:
-            logger.warning(
-                "stopped: what was embedded is kept, and the next run goes on from there"
-            )
+            log = dg.AssetExecutionContext.get().log
+            log.warning("stopped: what was embedded is kept, and the next run goes on from there")
             raise
 
     return run

@@ -24,9 +24,8 @@ _ENDED = {
 class DagsterRuns:
     """See `watching.RunHistory`."""
 
-    def __init__(self, instance: dg.DagsterInstance, job_name: str) -> None:
+    def __init__(self, instance: dg.DagsterInstance) -> None:
         self._instance = instance
-        self._job_name = job_name
 
     def unfinished(self) -> set[str]:
         """The projects with a queued or working run."""
@@ -35,9 +34,8 @@ class DagsterRuns:
         return {project_of(key) for key in keys if key}
 
     def last(self, project: str) -> LastRun | None:
-        """The newest finished run of the whole project."""
+        """The newest finished run, of our job or of what was materialized in the UI."""
         filters = dg.RunsFilter(
-            job_name=self._job_name,
             tags={PARTITION_NAME_TAG: partition_key(project)},
             statuses=list(FINISHED_STATUSES),
         )

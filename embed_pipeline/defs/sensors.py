@@ -35,7 +35,7 @@ def project_changes(settings: Settings) -> dg.SensorDefinition:
         """Ask for a run of each project that changed; add new projects, retire those that are gone."""
         instance = context.instance
         with closing(open_deployment()) as deployment:
-            tick = look_around(deployment, DagsterRuns(instance, sync_project.name))
+            tick = look_around(deployment, DagsterRuns(instance))
         # Not by way of the result, which Dagster stores with the tick: 10,000 keys would be in it.
         name = str(projects.name)
         known = set(instance.get_dynamic_partitions(name))

@@ -70,6 +70,10 @@ class Schema:
         if self._key not in self._known.fit:
             self._check(ask(f"look at {self._name}", self._get))
 
+    def require_version(self, ask: Ask) -> None:
+        """As `require`, but for the dimension: what is dropped may be of any."""
+        self._check_version(ask(f"look at {self._name}", self._get))
+
     def ensure(self) -> None:
         """Make the collection where there is none; give it the indexes and the version it lacks."""
         if self._key in self._known.whole:
@@ -126,13 +130,16 @@ class Schema:
             metadata={_VERSION_FIELD: SCHEMA_VERSION},
         )
 
-    def _check(self, info: models.CollectionInfo) -> None:
+    def _check_version(self, info: models.CollectionInfo) -> None:
         version = _version(info)
         if version not in (None, SCHEMA_VERSION):
             raise self._refused(
                 f"has schema version {version}, this embed-pipeline knows {SCHEMA_VERSION}; "
                 "update embed-pipeline, or delete that collection and sync again"
             )
+
+    def _check(self, info: models.CollectionInfo) -> None:
+        self._check_version(info)
         vectors = info.config.params.vectors
         expected = (self._dimension, models.Distance.COSINE)
         if (

@@ -193,6 +193,7 @@ class ServerCollection:
             return client.delete(self._name, points_selector=selector, wait=True)
 
         with suppress(CollectionMissing):
+            self._schema.require_version(self._connection.write)
             self._connection.write_all(self._what("drop"), [drop])
 
     def _write_batches(
