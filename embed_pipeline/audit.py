@@ -12,7 +12,7 @@ from embed_pipeline.errors import EmbedPipelineError
 from embed_pipeline.lease import lease
 from embed_pipeline.manifest import MANIFEST
 from embed_pipeline.models.protocol import Vectors
-from embed_pipeline.pause import pause_of
+from embed_pipeline.pause import is_paused
 from embed_pipeline.project_run import SUSPECTS, ProjectRun
 from embed_pipeline.watching import look_again
 
@@ -78,7 +78,7 @@ def audit_all(deployment: Deployment, *, vectors: bool = False) -> AuditedProjec
     audited = AuditedProjects([], {})
     for project in deployment.source.projects():
         run = ProjectRun(deployment, project, "audit")
-        if (pause := pause_of(run.home)) and pause.paused:
+        if is_paused(run.home):
             audited.skipped[project] = "paused"
             continue
         try:

@@ -261,12 +261,12 @@ def _known(deployment: "Deployment", project: str) -> str:
 
 
 def _paused(deployment: "Deployment", project: str) -> bool:
-    from embed_pipeline.pause import pause_of
+    from embed_pipeline.pause import is_paused
 
-    found = pause_of(deployment.project_home(project))
-    if found and found.paused:
+    paused = is_paused(deployment.project_home(project))
+    if paused:
         say(f"{project}: paused, left out; to let it go on: embed-pipeline resume {project}")
-    return bool(found and found.paused)
+    return paused
 
 
 def main() -> None:

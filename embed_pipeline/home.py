@@ -16,8 +16,7 @@ class Home:
 
     def project(self, project_id: str) -> "ProjectHome":
         """A project's own tables. The folder's name is a hash: project names may hold anything."""
-        key = hashlib.sha256(project_id.encode()).hexdigest()[:20]
-        return ProjectHome(self.root / "projects" / key, project_id)
+        return ProjectHome(self.root / "projects" / _key(project_id), project_id)
 
     def vectors(self, space: str) -> Path:
         """The vector library's parts of a space."""
@@ -49,8 +48,7 @@ class Home:
 
     def noticed(self, source_id: str) -> Path:
         """What the sensor knows of a source's projects."""
-        key = hashlib.sha256(source_id.encode()).hexdigest()[:20]
-        return self.root / "noticed" / f"{key}.parquet"
+        return self.root / "noticed" / f"{_key(source_id)}.parquet"
 
     def project_ids(self) -> list[str]:
         """Every project, of any source, that has tables here."""
@@ -136,3 +134,8 @@ class SpaceHome:
     def suspects(self) -> Path:
         """Points whose stored vector `verify --vectors` found altered."""
         return self.root / "suspects.parquet"
+
+
+def _key(name: str) -> str:
+    """A file name for any name."""
+    return hashlib.sha256(name.encode()).hexdigest()[:20]

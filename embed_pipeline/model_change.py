@@ -43,8 +43,7 @@ def check_quality(serving: ProjectRun, target: ProjectRun) -> None:
     As many points as in the serving space, all finite and of unit norm, and a search for some of
     them finds the neighbours that comparing with every vector finds.
     """
-    held = target.collection.count() if target.collection.exists() else 0
-    before = serving.collection.count() if serving.collection.exists() else 0
+    held, before = target.indexed(), serving.indexed()
     if held < before:
         raise _failed(target, f"it holds {held} images, and the space that is searched {before}")
     if held:

@@ -35,6 +35,12 @@ def pause_of(home: ProjectHome) -> Pause | None:
     return Pause(told["paused"], datetime.fromisoformat(told["at"]))
 
 
+def is_paused(home: ProjectHome) -> bool:
+    """Whether nobody may work on the project now."""
+    found = pause_of(home)
+    return found is not None and found.paused
+
+
 def _write(home: ProjectHome, *, paused: bool) -> None:
     home.make()
     text = json.dumps({"paused": paused, "at": datetime.now(UTC).isoformat()})

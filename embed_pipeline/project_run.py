@@ -84,6 +84,10 @@ class ProjectRun:
         """The project's points in the space."""
         return self.deployment.collection(self.project, self.card)
 
+    def indexed(self) -> int:
+        """Points that the collection holds now; 0 where there is none."""
+        return self.collection.count() if self.collection.exists() else 0
+
     def manifest(self) -> pl.DataFrame:
         """The manifest of the last scan. Raises TableMissing where there was none."""
         return MANIFEST.read(self.home.manifest)

@@ -6,7 +6,7 @@ from typing import Literal
 from embed_pipeline.collection_state import CollectionState
 from embed_pipeline.deployment import Deployment
 from embed_pipeline.lease import lease_holder
-from embed_pipeline.pause import pause_of
+from embed_pipeline.pause import is_paused
 from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.run_progress import RunProgress, progress_of
 
@@ -47,7 +47,7 @@ def _status(deployment: Deployment, project: str) -> ProjectStatus:
     home = deployment.project_home(project)
     run = ProjectRun(deployment, project, "status")
     state = CollectionState.read(home.state)
-    indexed = run.collection.count() if run.collection.exists() else 0
+    indexed = run.indexed()
     failed = state.failed if state else 0
     return ProjectStatus(
         project_id=project,
@@ -64,7 +64,7 @@ def _status(deployment: Deployment, project: str) -> ProjectStatus:
 def _condition(run: ProjectRun, state: CollectionState | None, token: str) -> Status:
     if lease_holder(run.home):
         return "syncing"
-    if (found := pause_of(run.home)) and found.paused:
+    if is_paused(run.home):
         return "paused"
     if state is None:
         return "new"
