@@ -32,6 +32,6 @@ def roll_back_project(deployment: Deployment, project: str) -> RolledBack:
             raise CollectionMissing(
                 f"{project}: nothing is left of the previous space {card.space}; set EMBED_MODEL instead"
             )
-        serving = roll_back(home)
+        serving = roll_back(home, project)
     look_again(deployment, project)
     return RolledBack(project, serving.now.space, serving.now.model)

@@ -39,7 +39,7 @@ def serve_from(home: ProjectHome, card: ModelCard) -> None:
         _write(home, Serving(now, serving.previous, serving.rejected))
 
 
-def roll_back(home: ProjectHome) -> Serving:
+def roll_back(home: ProjectHome, project: str) -> Serving:
     """Search the project in its previous space again. Rolling back once more undoes that.
 
     Raises NothingToRollBack.
@@ -47,7 +47,7 @@ def roll_back(home: ProjectHome) -> Serving:
     serving = serving_of(home)
     if serving is None or serving.previous is None:
         raise NothingToRollBack(
-            "there is no previous space to go back to: the model was never changed, or "
+            f"{project}: there is no previous space to go back to: the model was never changed, or "
             "embed-pipeline prune dropped what it had made; set EMBED_MODEL instead"
         )
     swapped = Serving(serving.previous, serving.now, rejected=serving.now.space)
