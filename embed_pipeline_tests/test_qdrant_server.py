@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -37,7 +38,7 @@ from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.stores.protocol import Collection
 from embed_pipeline.stores.qdrant_connection import Connection, Route
 from embed_pipeline.stores.qdrant_server import QdrantServerStore, connect
-from embed_pipeline.stores.retrying import READS, WRITES, Patience
+from embed_pipeline.stores.retrying import READS, WRITES, Patience, run_all
 from embed_pipeline.sync import sync
 from embed_pipeline_tests.conftest import draw_many
 from embed_pipeline_tests.qdrant_doors import Refused
@@ -563,23 +564,29 @@ cats.upsert(points({CATS!r}, [str(i) for i in range(1000)]), vectors(1000))
     ) -> None:
         """Whoever waits between tries is told that it was stopped; the store opens again when used."""
         double.fail("upsert", refuse("UNAVAILABLE"), times=None)
-        raised: list[EmbedPipelineError] = []
-        ended = Event()
-
-        def write() -> None:
-            try:
-                cats.upsert(points(CATS, [f"{i}" for i in range(1000)]), vectors(1000))
-            except EmbedPipelineError as error:
-                raised.append(error)
-            ended.set()
-
-        Thread(target=write).start()
-        time.sleep(0.3)
-        store.close()
-        assert ended.wait(3)
-        assert isinstance(raised[0], StoreUnavailable)
+        writing = points(CATS, [f"{i}" for i in range(1000)])
+        asked = double.asked.count("upsert")
+        with ThreadPoolExecutor(1) as pool:
+            written = pool.submit(cats.upsert, writing, vectors(1000))
+            while double.asked.count("upsert") == asked:
+                time.sleep(0.01)
+            store.close()
+            with pytest.raises(StoreUnavailable, match="was not waited for"):
+                written.result(timeout=3)
         double.heal()
         assert cats.count() == 3
+
+
+    def test_what_begins_after_a_stop_says_so_itself(self) -> None:
+        """A thread that starts late hides no error behind one of its own."""
+        stop = Event()
+        stop.set()
+
+        def refused() -> NoReturn:
+            raise StoreUnavailable("was not waited for")
+
+        with pytest.raises(StoreUnavailable):
+            run_all([refused] * 4, 3, stop)
 
 
 class TestSchema:

@@ -19,7 +19,7 @@ from embed_pipeline.stores.qdrant_errors import (
     is_transient,
     reason_of,
 )
-from embed_pipeline.stores.retrying import READS, WRITES, Patience, run_all
+from embed_pipeline.stores.retrying import READS, WRITES, Patience, Stopped, run_all
 
 T = TypeVar("T")
 Call = Callable[[QdrantClient], T]
@@ -178,7 +178,8 @@ class Connection:
         except EmbedPipelineError:
             raise
         except Exception as error:
-            told = explained(error, self.where, what)
+            # A call whose connection was closed under it fails in ways of its own.
+            told = explained(Stopped() if stop.is_set() else error, self.where, what)
             raise type(told)(self._route.without_key(str(told))) from error
 
     def _tell(self, what: str, patience: Patience, state: RetryCallState) -> None:

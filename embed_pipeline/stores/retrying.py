@@ -86,14 +86,15 @@ WRITES = Patience(tries=60, try_seconds=60, total_seconds=300)
 def run_all(jobs: Sequence[Callable[[], object]], at_once: int, stop: Event) -> None:
     """Run all jobs, so many at once. The first error, or an interrupt, sets `stop` and is raised.
 
-    It does not wait for jobs under way: `stop` must end them. Their threads hold up no exit.
+    It does not wait for jobs under way: `stop` must end them, and those that begin after it is set.
+    Their threads hold up no exit.
     """
     if len(jobs) == 1 or at_once == 1:
         for job in jobs:
             job()
         return
     ended: SimpleQueue[BaseException | None] = SimpleQueue()
-    worker = _Worker(jobs, ended, stop)
+    worker = _Worker(jobs, ended)
     workers = min(at_once, len(jobs))
     try:
         for _ in range(workers):
@@ -124,12 +125,10 @@ class _Worker:
         self,
         jobs: Sequence[Callable[[], object]],
         ended: "SimpleQueue[BaseException | None]",
-        stop: Event,
     ) -> None:
         self._jobs = iter(jobs)
         self._lock = Lock()
         self._ended = ended
-        self._stop = stop
 
     def work(self) -> None:
         """Run in as many threads as jobs may run at once."""
@@ -142,7 +141,4 @@ class _Worker:
 
     def _next(self) -> Callable[[], object] | None:
         with self._lock:
-            job = next(self._jobs, None)
-        if job and self._stop.is_set():
-            raise Stopped
-        return job
+            return next(self._jobs, None)
