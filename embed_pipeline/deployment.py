@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from embed_pipeline.errors import ModelError
@@ -10,7 +10,7 @@ from embed_pipeline.home import Home, ProjectHome
 from embed_pipeline.images.decode import decoding_conditions
 from embed_pipeline.models.card import load_card
 from embed_pipeline.models.hub import model_directory
-from embed_pipeline.models.protocol import ImageTextEncoder, ModelCard
+from embed_pipeline.models.protocol import ImageTextEncoder, ModelCard, rendition_of
 from embed_pipeline.serving import Space, serving_of
 from embed_pipeline.settings import Settings, load_settings
 from embed_pipeline.sources.opening import open_source
@@ -57,7 +57,8 @@ class Deployment:
     @cached_property
     def card(self) -> ModelCard:
         """The target model, not loaded."""
-        return load_card(self.settings.model, self.home.models)
+        card = load_card(self.settings.model, self.home.models)
+        return replace(card, rendition=self.source.rendition(card.preprocessing.size))
 
     def serving_card(self, project: str) -> ModelCard:
         """The model that a project is searched with: EMBED_MODEL's before its first audit passed.
@@ -82,7 +83,8 @@ class Deployment:
     def _card_of(self, project: str, space: Space) -> ModelCard:
         # Not by way of EMBED_MODEL's card: search goes on where that model is not to be had.
         same = space.model == self.settings.model
-        card = self.card if same else load_card(space.model, self.home.models)
+        loaded = self.card if same else load_card(space.model, self.home.models)
+        card = replace(loaded, rendition=rendition_of(space.space))
         if card.space != space.space:
             raise ModelError(
                 f"{project}: indexed with {space.space}, but {space.model} is now {card.space}; "

@@ -7,6 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
+from threading import Event
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -44,20 +45,28 @@ class Embedded(NamedTuple):
     contents: list[Content]
     vectors: Vectors
 
+    def without(self, content_hashes: set[bytes]) -> "Embedded":
+        """Those that are none of `content_hashes`."""
+        if not content_hashes:
+            return self
+        kept = [i for i, c in enumerate(self.contents) if c.content_hash not in content_hashes]
+        return Embedded([self.contents[i] for i in kept], self.vectors[kept])
+
 
 @dataclass(frozen=True)
 class Work:
     """How contents become vectors and where they go.
 
-    read: an image's bytes, or ImageError; called from many threads. turn: entered for each forward
-    pass. commit: makes vectors durable; called one at a time, from a thread of its own. failed: told
-    of each content that cannot be embedded. progress: told how many more contents are done with.
-    abandon: makes a commit that hangs end.
+    read: an image's bytes, or ImageError; called from many threads, until `stop` is set. turn: entered
+    for each forward pass. commit: makes vectors durable; called one at a time, from a thread of its
+    own. failed: told of each content that cannot be embedded. progress: told how many more contents
+    are done with. abandon: makes a commit that hangs end.
     """
 
     read: Callable[[Content], bytes]
     encoder: ImageTextEncoder
     turn: Callable[[], AbstractContextManager[None]]
+    stop: Event
     commit: Callable[[Embedded], None]
     abandon: Callable[[], None]
     failed: Callable[[Content, ImageError], None]
@@ -99,15 +108,17 @@ def embed_contents(
     """
     done = Throughput()
     started = time.monotonic()
-    with ThreadPoolExecutor(work.workers) as readers, Committer(work) as committer:
+    readers = ThreadPoolExecutor(work.workers)
+    with Committer(work) as committer:
         try:
             in_time = _until(deadline, contents, done)
             for batch in _batches(_read_ahead(in_time, work, readers), work):
                 committer.add(_encode(batch, work, done))
                 work.progress(len(batch))
-        except BaseException:
+        finally:
+            # Not waited for: where this was interrupted, some may hang in a download.
+            work.stop.set()
             readers.shutdown(wait=False, cancel_futures=True)
-            raise
     done.seconds = time.monotonic() - started
     return done
 

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from embed_pipeline.errors import SettingsError
 
 SAMPLE = "sample"
+SUPERVISELY = "supervisely"
 DEFAULT_MODEL = "openai/clip-vit-base-patch32"
 DEMO_MODEL = "demo"
 
@@ -28,7 +29,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="EMBED_", env_ignore_empty=True, frozen=True)
 
-    source: str = Field(SAMPLE, description="folder:/path/to/root, or unset for the sample project")
+    source: str = Field(
+        SAMPLE, description="folder:/path/to/root, supervisely, or unset for the sample project"
+    )
     source_id: str | None = Field(
         None, description="name of this source in the store; default: derived from EMBED_SOURCE"
     )
@@ -40,6 +43,37 @@ class Settings(BaseSettings):
     home: AbsolutePath = Field(
         default_factory=lambda: user_data_path("embed_pipeline"),
         description="manifests, vector library, embedded Qdrant, Dagster home",
+    )
+    server_address: str | None = Field(
+        None, validation_alias="SERVER_ADDRESS", description="the Supervisely instance"
+    )
+    api_token: str | None = Field(
+        None,
+        validation_alias="API_TOKEN",
+        description="a token of a user there who may edit the projects",
+        repr=False,
+    )
+    api_server_address: str | None = Field(
+        None,
+        validation_alias="SUPERVISELY_API_SERVER_ADDRESS",
+        description="its API's address inside your network, if that is another",
+    )
+    api_access_token: str | None = Field(
+        None,
+        validation_alias="SUPERVISELY_API_ACCESS_TOKEN",
+        description="inside your network: instead of API_TOKEN, exchanged for the administrator's",
+        repr=False,
+    )
+    imgproxy_address: str | None = Field(
+        None,
+        validation_alias="IMGPROXY_ADDRESS",
+        description="where it resizes images, if not at /previews of the instance",
+    )
+    originals: bool = Field(
+        False, description="embed Supervisely's images from the originals, not from its previews"
+    )
+    downloads: int = Field(
+        32, ge=1, le=256, description="images that are downloaded from Supervisely at once"
     )
     qdrant_url: str | None = Field(
         None, validation_alias="QDRANT_URL", description="a Qdrant server; unset: embedded Qdrant"
@@ -87,8 +121,12 @@ class Settings(BaseSettings):
     store_wait_seconds: float = Field(
         30.0, ge=0, description="how long a turn at the embedded store is waited for"
     )
-    interval_minutes: float = Field(
-        1.0, gt=0, le=1440, description="how often the sensor looks for changes"
+    interval_minutes: float | None = Field(
+        None,
+        validation_alias=AliasChoices("EMBED_INTERVAL_MINUTES", "UPDATE_INTERVAL"),
+        gt=0,
+        le=1440,
+        description="how often the sensor looks for changes",
     )
     audit_schedule: str = Field(
         "0 3 * * *", description="when all projects are verified: cron, UTC"
@@ -106,6 +144,22 @@ class Settings(BaseSettings):
     def model(self) -> str:
         """The model to embed with: the small one inside the package for the sample project only."""
         return self.model_name or (DEMO_MODEL if self.source == SAMPLE else DEFAULT_MODEL)
+
+    @property
+    def is_supervisely(self) -> bool:
+        """Whether the source is a Supervisely instance."""
+        return self.source == SUPERVISELY
+
+    @property
+    def interval(self) -> float:
+        """Minutes between two looks for changes: 10 at a Supervisely instance, else 1."""
+        return self.interval_minutes or (10.0 if self.is_supervisely else 1.0)
+
+    @property
+    def readers(self) -> int:
+        """Threads that fetch and decode images."""
+        remote = self.downloads if self.is_supervisely else 0
+        return max(self.decode_workers, remote)
 
     @property
     def dagster_home(self) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from threading import Event
 
 import polars as pl
 
@@ -20,6 +21,7 @@ from embed_pipeline.manifest import MANIFEST
 from embed_pipeline.models.protocol import Vectors
 from embed_pipeline.points import POINTS
 from embed_pipeline.project_run import ProjectRun
+from embed_pipeline.sources.protocol import CHANGED, Wanted
 
 logger = logging.getLogger(__name__)
 
@@ -115,15 +117,26 @@ def _work(
 ) -> Work:
     settings, source = run.deployment.settings, run.deployment.source
     needing = actions.filter(pl.col("action").is_in(["embed", "reuse"]))
+    stop = Event()
     done = 0
 
+    def wanted(content: Content) -> Wanted:
+        limit, rendition = settings.max_image_bytes, run.card.rendition
+        return Wanted(content.locator, content.content_hash, limit, rendition)
+
     def read(content: Content) -> bytes:
-        limit = settings.max_image_bytes
-        return source.fetch(run.project, content.locator, content.content_hash, limit)
+        return source.fetch(run.project, wanted(content), stop)
 
     def commit(embedded: Embedded) -> None:
-        hashes = pl.Series("content_hash", [c.content_hash for c in embedded.contents])
-        vectors = run.library.add(hashes, embedded.vectors)
+        changed = source.changed(run.project, [wanted(content) for content in embedded.contents])
+        for content in embedded.contents:
+            if content.content_hash in changed:
+                failed(content, ImageError("fetch", "changed", CHANGED, transient=True))
+        sound = embedded.without(changed)
+        if not sound.contents:
+            return
+        hashes = pl.Series("content_hash", [c.content_hash for c in sound.contents])
+        vectors = run.library.add(hashes, sound.vectors)
         _upsert(run, needing, hashes, vectors)
 
     def failed(content: Content, error: ImageError) -> None:
@@ -141,12 +154,13 @@ def _work(
         read=read,
         encoder=run.deployment.encoder(run.card),
         turn=lambda: _encoder_turn(run),
+        stop=stop,
         commit=commit,
         abandon=run.deployment.store.close,
         failed=failed,
         progress=progress,
         batch_size=settings.batch_size,
-        workers=settings.decode_workers,
+        workers=settings.readers,
         max_pixels=settings.max_image_pixels,
     )
 

@@ -16,7 +16,10 @@ from embed_pipeline.models.protocol import ModelCard
 from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.settings import load_settings
 
-OUR_VARIABLES = ("EMBED_", "QDRANT_", "DAGSTER_HOME", "LOG_LEVEL")
+OUR_VARIABLES = (
+    *("EMBED_", "QDRANT_", "DAGSTER_HOME", "LOG_LEVEL"),
+    *("SERVER_ADDRESS", "API_TOKEN", "SUPERVISELY_", "IMGPROXY_ADDRESS", "UPDATE_INTERVAL"),
+)
 
 
 # Of two workers, neither is to be left with a long file at the end.

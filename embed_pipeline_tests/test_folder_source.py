@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 
 import polars as pl
 import pytest
@@ -22,6 +23,7 @@ from embed_pipeline.manifest import MANIFEST
 from embed_pipeline.sources import folder
 from embed_pipeline.sources.folder import FolderSource
 from embed_pipeline.sources.names import from_text, partition_key, project_of, to_text
+from embed_pipeline.sources.protocol import Wanted
 from embed_pipeline_tests.conftest import draw
 
 Scan = Callable[[str], pl.DataFrame]
@@ -70,7 +72,10 @@ def test_sub_folders_are_projects_and_their_folders_datasets(
     tom = rows[1]
     assert tom["content_hash"] == hashlib.sha256(path.read_bytes()).digest()
     assert (tom["width"], tom["height"], tom["size"]) == (64, 48, path.stat().st_size)
-    assert source.fetch("cats", tom["locator"], tom["content_hash"], 10**6) == path.read_bytes()
+    assert (
+        source.fetch("cats", Wanted(tom["locator"], tom["content_hash"], 10**6), Event())
+        == path.read_bytes()
+    )
     assert sum(page.ignored for page in source.scan("cats")) == 1
     assert scan("dogs").schema == MANIFEST.schema
 
@@ -122,7 +127,9 @@ def test_any_file_name_comes_back(
     row = scan(text).row(0, named=True)
     row["name"].encode()
     assert from_text(row["image_id"]) == name + b".png"
-    assert source.fetch(text, row["locator"], row["content_hash"], 10**6) == picture
+    assert (
+        source.fetch(text, Wanted(row["locator"], row["content_hash"], 10**6), Event()) == picture
+    )
 
 
 @given(
@@ -210,7 +217,7 @@ def test_fetch_says_why_not(root: Path, source: FolderSource) -> None:
 
     def reason(content_hash: bytes, limit: int = 10**6) -> tuple[str, bool]:
         with pytest.raises(ImageError) as error:
-            source.fetch("cats", "a.png", content_hash, limit)
+            source.fetch("cats", Wanted("a.png", content_hash, limit), Event())
         assert error.value.stage == "fetch"
         return error.value.reason, error.value.transient
 

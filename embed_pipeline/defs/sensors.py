@@ -28,7 +28,7 @@ def project_changes(settings: Settings) -> dg.SensorDefinition:
             "Looks at every project and asks for a run of each that changed; adds new projects, and "
             "retires those that are gone. A tick's reason says what became of all of them."
         ),
-        minimum_interval_seconds=max(1, round(60 * settings.interval_minutes)),
+        minimum_interval_seconds=max(1, round(60 * settings.interval)),
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult:

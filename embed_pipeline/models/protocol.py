@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from embed_pipeline.images.preprocess import PREPROCESSING_VERSION, Preprocessing
 
+# The rendition of images that are embedded as they are stored.
+ORIGINAL = "original"
+
 Vectors = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
@@ -20,14 +23,15 @@ class ModelCard:
 
     name: what the user wrote (`demo`, a Hugging Face id, a directory).
     revision: the hub's commit hash, or the first 12 hex digits of a sha256 over weights,
-    configuration and tokenizer files. dimension: length of a vector.
+    configuration and tokenizer files. dimension: length of a vector. rendition: the form of the
+    images: ORIGINAL, or a preview of some size and quality, `[a-z0-9]+`.
     """
 
     name: str
     revision: str
     dimension: int
     preprocessing: Preprocessing
-    rendition: str = "original"
+    rendition: str = ORIGINAL
 
     @property
     def space(self) -> str:
@@ -36,6 +40,11 @@ class ModelCard:
             "-"
         )
         return f"{slug[:32]}-{self.revision[:12]}-p{PREPROCESSING_VERSION}-{self.rendition}"
+
+
+def rendition_of(space: str) -> str:
+    """The rendition that a card's `space` names."""
+    return space.rpartition("-")[2]
 
 
 @dataclass(frozen=True)

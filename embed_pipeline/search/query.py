@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def search(deployment: Deployment, project: str, query: Query) -> Answer:
     found = collection.nearest(
         vector, query.limit, Filter(exclude_image_ids=tuple(asking.references))
     )
-    return Answer(_hits(deployment, project, found), asking.truncated)
+    return Answer(_hits(asking, found), asking.truncated)
 
 
 class _Asking:
@@ -163,14 +164,17 @@ def _unit(vector: Vectors) -> Vectors:
     return np.asarray(vector / length, np.float32)
 
 
-def _hits(deployment: Deployment, project: str, found: pl.DataFrame) -> list[Hit]:
+def _hits(asking: _Asking, found: pl.DataFrame) -> list[Hit]:
+    listed = asking.manifest.filter(pl.col("image_id").is_in(found["image_id"].implode()))
+    where = partial(asking.deployment.source.where, asking.project)
+    paths = {id_: where(at) for id_, at in listed.select("image_id", "locator").iter_rows()}
     return [
         Hit(
             image_id=row["image_id"],
             name=row["name"],
             dataset=row["dataset_name"],
             score=round(row["score"], 4),
-            path=deployment.source.where(project, row["image_id"]),
+            path=paths.get(row["image_id"], ""),
         )
         for row in found.iter_rows(named=True)
     ]

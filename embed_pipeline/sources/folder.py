@@ -9,7 +9,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, repeat
 from pathlib import Path
@@ -19,8 +19,9 @@ import polars as pl
 from embed_pipeline.errors import ImageError, ProjectNotFound, TableError
 from embed_pipeline.images.decode import image_size
 from embed_pipeline.manifest import MANIFEST
+from embed_pipeline.models.protocol import ORIGINAL
 from embed_pipeline.sources.names import from_text, readable, to_text
-from embed_pipeline.sources.protocol import Listing
+from embed_pipeline.sources.protocol import CHANGED, Listing, ShowsNothing, Wanted
 from embed_pipeline.sources.walk import Entry, Walk, inside, is_image, is_supervisely, unavailable
 from embed_pipeline.tables import Table
 
@@ -48,7 +49,7 @@ HASHES = Table(
 )
 
 
-class FolderSource:
+class FolderSource(ShowsNothing):
     """The projects under `root`. `hashes_of` names the file that remembers a project's hashes."""
 
     def __init__(self, root: Path, source_id: str, hashes_of: Callable[[str], Path]) -> None:
@@ -93,19 +94,26 @@ class FolderSource:
         if not now.equals(remembered):
             self._remember(project, [now])
 
-    def fetch(self, project: str, locator: str, content_hash: bytes, max_bytes: int) -> bytes:
+    def rendition(self, side: int) -> str:
+        """Files are read whole."""
+        return ORIGINAL
+
+    def fetch(self, project: str, wanted: Wanted, stop: threading.Event) -> bytes:
         """The file's bytes."""
-        path = os.path.join(self._base(project), from_text(locator))
+        path = os.path.join(self._base(project), from_text(wanted.locator))
         try:
-            data = _read(path, max_bytes)
+            data = _read(path, wanted.max_bytes)
         except FileNotFoundError as error:
             raise ImageError("fetch", "vanished", "the file is gone", transient=True) from error
         except OSError as error:
             raise ImageError("fetch", "unreadable", str(error.strerror), transient=True) from error
-        if hashlib.sha256(data).digest() != content_hash:
-            detail = "the file was changed after it was listed; the next sync lists it again"
-            raise ImageError("fetch", "changed", detail, transient=True)
+        if hashlib.sha256(data).digest() != wanted.content_hash:
+            raise ImageError("fetch", "changed", CHANGED, transient=True)
         return data
+
+    def changed(self, project: str, wanted: Sequence[Wanted]) -> set[bytes]:
+        """None: `fetch` compared the content itself."""
+        return set()
 
     def where(self, project: str, locator: str) -> str:
         """The file's path."""
