@@ -34,11 +34,12 @@ from embed_pipeline.errors import (
     StoreError,
     StoreUnavailable,
 )
+from embed_pipeline.patience import Patience
 from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.stores.protocol import Collection
 from embed_pipeline.stores.qdrant_connection import Connection, Route
 from embed_pipeline.stores.qdrant_server import QdrantServerStore, connect
-from embed_pipeline.stores.retrying import READS, WRITES, Patience, run_all
+from embed_pipeline.stores.retrying import READS, WRITES, run_all
 from embed_pipeline.sync import sync
 from embed_pipeline_tests.conftest import draw_many
 from embed_pipeline_tests.qdrant_doors import Refused

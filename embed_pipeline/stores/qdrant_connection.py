@@ -12,6 +12,7 @@ from qdrant_client import QdrantClient, models
 from tenacity import RetryCallState
 
 from embed_pipeline.errors import EmbedPipelineError, SettingsError
+from embed_pipeline.patience import Patience, Stopped
 from embed_pipeline.stores.qdrant_errors import (
     NotCompleted,
     code_of,
@@ -19,7 +20,7 @@ from embed_pipeline.stores.qdrant_errors import (
     is_transient,
     reason_of,
 )
-from embed_pipeline.stores.retrying import READS, WRITES, Patience, Stopped, run_all
+from embed_pipeline.stores.retrying import READS, WRITES, run_all
 
 T = TypeVar("T")
 Call = Callable[[QdrantClient], T]

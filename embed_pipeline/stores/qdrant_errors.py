@@ -10,7 +10,7 @@ from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from embed_pipeline.errors import CollectionMissing, StoreError, StoreUnavailable
-from embed_pipeline.stores.retrying import Stopped
+from embed_pipeline.patience import Stopped
 
 
 class NotCompleted(Exception):

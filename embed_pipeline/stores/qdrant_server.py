@@ -9,6 +9,7 @@ import polars as pl
 from qdrant_client import QdrantClient, models
 
 from embed_pipeline.errors import CollectionMissing
+from embed_pipeline.patience import Patience
 from embed_pipeline.stores.protocol import Filter, Vectors
 from embed_pipeline.stores.qdrant_connection import Connection, Route, Updated
 from embed_pipeline.stores.qdrant_filters import Filters, has, ids
@@ -20,7 +21,7 @@ from embed_pipeline.stores.records import (
     unit_vectors,
     vectors_array,
 )
-from embed_pipeline.stores.retrying import READS, WRITES, Patience
+from embed_pipeline.stores.retrying import READS, WRITES
 
 _PREFIX = "images_"
 _BATCH_POINTS = 256
