@@ -22,7 +22,7 @@ from embed_pipeline.points import POINTS
 
 CHANGES = 1_000
 NOTHING = pl.Series([], dtype=pl.Binary)
-UNKNOWN = Knowledge(lambda hashes: hashes.clear(), NOTHING, NOTHING, NOTHING)
+UNKNOWN = Knowledge(lambda hashes: hashes.clear(), NOTHING, NOTHING, NOTHING, NOTHING)
 
 
 def main() -> None:

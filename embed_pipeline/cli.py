@@ -58,6 +58,9 @@ def sync(
         int | None,
         typer.Option(help="Allow the removals that an earlier sync withheld: their number."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Embed everything anew, in place.")
+    ] = False,
     strict: Annotated[bool, typer.Option(help="Exit with 1 also where images failed.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -75,7 +78,9 @@ def sync(
         with dagster_instance(deployment.settings) as instance:
             for name in names:
                 with progress_bar(name) as progress:
-                    outcome = run_sync(deployment, instance, name, confirm_removals, progress)
+                    outcome = run_sync(
+                        deployment, instance, name, confirm_removals, progress, force=force
+                    )
                 if outcome.error:
                     say(f"error: {outcome.error}")
                 outcomes.append(outcome)
@@ -97,7 +102,7 @@ def stop(project: Project, as_json: Json = False) -> None:
     name = _known(deployment, project)
     with dagster_instance(deployment.settings) as instance:
         stopped = stop_project(deployment, instance, name)
-    print_json(stopped) if as_json else print_line(f"{name}: {stopped.message}")
+    print_json(stopped) if as_json else print_line(f"{name}: {stopped}")
 
 
 @app.command()
@@ -110,7 +115,7 @@ def pause(project: Project, as_json: Json = False) -> None:
     name = _known(deployment, project)
     with dagster_instance(deployment.settings) as instance:
         stopped = pause_project(deployment, instance, name)
-    print_json(stopped) if as_json else print_line(f"{name}: paused; {stopped.message}")
+    print_json(stopped) if as_json else print_line(f"{name}: paused; {stopped}")
 
 
 @app.command()
@@ -225,12 +230,22 @@ def doctor(as_json: Json = False) -> None:
     raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
 
 
+@app.command()
+def health(as_json: Json = False) -> None:
+    """Ask store, model, source, Dagster's daemon and sensor whether they are well. Loads no model."""
+    from embed_pipeline.health import health_here
+
+    found = health_here()
+    print_json(found) if as_json else print_table(found.rows, ("check", "state"))
+    raise typer.Exit(0 if found.status == "healthy" else 1)
+
+
 def _deployment() -> "Deployment":
     from embed_pipeline.deployment import open_deployment
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    logging.getLogger("embed_pipeline").addHandler(handler)
+    logging.getLogger("embed_pipeline").handlers = [handler]
     return open_deployment()
 
 

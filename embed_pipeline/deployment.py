@@ -50,9 +50,10 @@ class Deployment:
         return open_store(self.settings)
 
     def close(self) -> None:
-        """Let go of the store, where it was used."""
-        if "store" in self.__dict__:
-            self.store.close()
+        """Let go of store and source, where they were used."""
+        for used in ("store", "source"):
+            if used in self.__dict__:
+                self.__dict__[used].close()
 
     @cached_property
     def card(self) -> ModelCard:

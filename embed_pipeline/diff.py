@@ -39,20 +39,27 @@ class Knowledge:
 
     embedded: given content hashes, those that the vector library has. failed: content hashes that
     could not be embedded and are not due to be tried again. hopeless: those of `failed` that a later
-    try cannot help. suspects: ids of points whose stored vector is not the library's.
+    try cannot help. suspects: ids of points whose stored vector is not the library's. forced: content
+    hashes that must be encoded anew; one that is also `failed` keeps the vector that it has.
     """
 
     embedded: Callable[[pl.Series], pl.Series]
     failed: pl.Series
     hopeless: pl.Series
     suspects: pl.Series
+    forced: pl.Series
+
+    @property
+    def to_encode_anew(self) -> pl.Series:
+        """Those of `forced` that have not failed."""
+        return self.forced.filter(~self.forced.is_in(self.failed.implode()))
 
 
 @dataclass(frozen=True)
 class Difference:
     """What must happen. images = unchanged + embed + reuse + relabel + failed.
 
-    actions: DIFF rows. failed: ids of the points of images that cannot be embedded (yet).
+    actions: DIFF rows. failed: ids of the points of images that cannot be embedded (anew, or yet).
     held: points in the collection.
     """
 
@@ -94,11 +101,12 @@ def diff(wanted: pl.DataFrame, held: pl.DataFrame, known: Knowledge, run_id: str
 
     `wanted`: from wanted_points. `held`: a scroll of the collection, POINTS columns.
     """
-    compared = _compare(wanted, held, known.suspects)
+    compared = _compare(wanted, held, known)
     changed = _decide(compared.filter(pl.col("state") != "unchanged"), known)
     failed = changed.filter(pl.col("action").is_null())
     # A point must not outlive its content: one that can never be replaced is removed.
-    outlived = failed.filter("held", pl.col("content_hash").is_in(known.hopeless.implode()))
+    hopeless = pl.col("content_hash").is_in(known.hopeless.implode())
+    outlived = failed.filter("held", hopeless, state="vector")
     removed = pl.concat([changed.filter(action="remove"), outlived])
     kept = changed.filter(pl.col("action").is_in(["embed", "reuse", "relabel"]))
     actions = pl.concat([kept.select(_KEPT), removed.select(_REMOVED)])
@@ -121,8 +129,11 @@ _REMOVED: tuple[pl.Expr | str, ...] = (
 )
 
 
-def _compare(wanted: pl.DataFrame, held: pl.DataFrame, suspects: pl.Series) -> pl.DataFrame:
-    """Both sides joined, with a `state`: unchanged, relabel, vector, unreadable or remove."""
+def _compare(wanted: pl.DataFrame, held: pl.DataFrame, known: Knowledge) -> pl.DataFrame:
+    """Both sides joined, with a `state`: unchanged, relabel, vector, unreadable, kept or remove.
+
+    kept: it was to be encoded anew, which failed.
+    """
     joined = wanted.with_columns(wanted=True).join(
         held.with_columns(held=True), on="point_id", how="full", suffix=_SUFFIX, coalesce=True
     )
@@ -130,12 +141,16 @@ def _compare(wanted: pl.DataFrame, held: pl.DataFrame, suspects: pl.Series) -> p
     same_labels = pl.all_horizontal(
         pl.col(label).eq_missing(pl.col(label + _SUFFIX)) for label in LABELS
     )
-    sound = same_content & ~pl.col("point_id").is_in(suspects.implode())
+    suspect = pl.col("point_id").is_in(known.suspects.implode())
+    anew = pl.col("content_hash").is_in(known.to_encode_anew.implode())
+    sound = same_content & ~suspect & ~anew
     state = (
         pl.when(pl.col("wanted").is_null())
         .then(pl.lit("remove"))
         .when(pl.col("content_hash").is_null())
         .then(pl.lit("unreadable"))
+        .when(sound & same_labels & pl.col("content_hash").is_in(known.forced.implode()))
+        .then(pl.lit("kept"))
         .when(sound & same_labels)
         .then(pl.lit("unchanged"))
         .when(sound)
@@ -149,13 +164,17 @@ def _decide(changed: pl.DataFrame, known: Knowledge) -> pl.DataFrame:
     """An `action` for each changed row; null where the image cannot be embedded."""
     needed = changed.filter(state="vector")["content_hash"].unique()
     content = pl.col("content_hash")
+    embedded = content.is_in(known.embedded(needed).implode())
+    anew = content.is_in(known.to_encode_anew.implode())
     action = (
         pl.when(pl.col("state").is_in(["remove", "relabel"]))
         .then("state")
-        .when((pl.col("state") == "unreadable") | content.is_in(known.failed.implode()))
+        .when(pl.col("state").is_in(["unreadable", "kept"]))
         .then(None)
-        .when(content.is_in(known.embedded(needed).implode()))
+        .when(embedded & ~anew)
         .then(pl.lit("reuse"))
+        .when(content.is_in(known.failed.implode()))
+        .then(None)
         .when(content.is_first_distinct())
         .then(pl.lit("embed"))
         .otherwise(pl.lit("reuse"))

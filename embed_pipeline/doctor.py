@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 from embed_pipeline.dagster_home import shipped
@@ -24,7 +25,7 @@ class Finding:
 def examine() -> list[Finding]:
     """All checks, in the order in which they build on each other."""
     try:
-        deployment = open_deployment()
+        opened = open_deployment()
     except EmbedPipelineError as error:
         return [Finding("settings", ok=False, finding=str(error))]
     checks: dict[str, Callable[[Deployment], str]] = {
@@ -35,7 +36,8 @@ def examine() -> list[Finding]:
         "store": lambda deployment: deployment.store.check(),
         "dagster": _dagster,
     }
-    return [_checked(what, check, deployment) for what, check in checks.items()]
+    with closing(opened) as deployment:
+        return [_checked(what, check, deployment) for what, check in checks.items()]
 
 
 def _checked(what: str, check: Callable[[Deployment], str], deployment: Deployment) -> Finding:
@@ -64,9 +66,15 @@ def _source(deployment: Deployment) -> str:
     names = deployment.source.projects()
     if not names:
         raise OSError(
-            f"EMBED_SOURCE={deployment.settings.source}: no projects; put images into sub-folders of it"
+            f"EMBED_SOURCE={deployment.settings.source}: no projects; put images into sub-folders of it, "
+            "or enable AI search in Supervisely"
         )
-    return f"{deployment.source.source_id}: {len(names)} projects ({', '.join(names[:3])}…)"
+    left_out = [
+        f"; left out, {why}: {len(projects)} ({', '.join(projects[:3])}…)"
+        for why, projects in deployment.source.left_out().items()
+    ]
+    told = f"{deployment.source.source_id}: {len(names)} projects ({', '.join(names[:3])}…)"
+    return "".join([told, *left_out])
 
 
 def _model(deployment: Deployment) -> str:

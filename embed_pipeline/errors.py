@@ -6,6 +6,7 @@ EmbedPipelineError
 │   └── TableMissing        it was not made yet: the step before this one never ran
 ├── SourceError             the source cannot be listed or read
 │   ├── ProjectNotFound     no such project in the source
+│   ├── SourceRefused       the instance refuses the token or the request
 │   └── SourceUnavailable   the root or instance does not answer               (retryable)
 ├── ImageError              one image cannot be embedded; carries stage, reason, transient
 ├── ModelError              a model cannot be loaded or does not do what it must
@@ -59,6 +60,10 @@ class SourceError(EmbedPipelineError):
 
 class ProjectNotFound(SourceError):
     """No such project in the source."""
+
+
+class SourceRefused(SourceError):
+    """The instance refuses the token or the request; that does not pass by itself."""
 
 
 class SourceUnavailable(SourceError):

@@ -99,6 +99,11 @@ class ProjectHome:
         return self.root / "hashes.parquet"
 
     @property
+    def links(self) -> Path:
+        """The Supervisely source's keys of linked images."""
+        return self.root / "links.parquet"
+
+    @property
     def progress(self) -> Path:
         """How far the run is that works on the project."""
         return self.root / "progress.json"
@@ -134,6 +139,11 @@ class SpaceHome:
     def suspects(self) -> Path:
         """Points whose stored vector `verify --vectors` found altered."""
         return self.root / "suspects.parquet"
+
+    @property
+    def forced(self) -> Path:
+        """Contents that must be encoded anew, whatever vector they have."""
+        return self.root / "forced.parquet"
 
 
 def _key(name: str) -> str:

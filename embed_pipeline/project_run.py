@@ -23,6 +23,7 @@ from embed_pipeline.vector_library import VectorLibrary
 logger = logging.getLogger(__name__)
 
 SUSPECTS = Table("suspects", 1, pl.Schema({"point_id": pl.Binary()}))
+FORCED = Table("forced", 1, pl.Schema({"content_hash": pl.Binary()}))
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,15 @@ class ProjectRun:
         """Points whose stored vector was found altered."""
         return SUSPECTS.read_or_empty(self.space_home.suspects)
 
+    def forced(self) -> pl.DataFrame:
+        """Contents that must be encoded anew, whatever vector they have."""
+        return FORCED.read_or_empty(self.space_home.forced)
+
+    def known(self, content_hashes: pl.Series) -> pl.Series:
+        """Those of `content_hashes` that have a vector, and need no other one; each once."""
+        known = self.library.known(content_hashes)
+        return known.filter(~known.is_in(self.forced()["content_hash"].implode()))
+
     def compare(self, wanted: pl.DataFrame, *, forgive_all: bool = False) -> Difference:
         """Manifest against a fresh scroll of the collection.
 
@@ -120,6 +130,7 @@ class ProjectRun:
             failed=failed["content_hash"],
             hopeless=recorded.filter(~pl.col("transient"))["content_hash"],
             suspects=self.suspects()["point_id"],
+            forced=self.forced()["content_hash"],
         )
         return diff(wanted, self._held(), known, self.run_id)
 

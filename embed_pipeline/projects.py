@@ -43,7 +43,7 @@ def progress(deployment: Deployment, project: str) -> RunProgress | None:
 
 
 def _status(deployment: Deployment, project: str) -> ProjectStatus:
-    images, token = deployment.source.revision(project)
+    images, token = deployment.source.revision(project, as_listed=True)
     home = deployment.project_home(project)
     run = ProjectRun(deployment, project, "status")
     state = CollectionState.read(home.state)
@@ -51,7 +51,7 @@ def _status(deployment: Deployment, project: str) -> ProjectStatus:
     failed = state.failed if state else 0
     return ProjectStatus(
         project_id=project,
-        name=project,
+        name=deployment.source.title(project),
         images=images,
         indexed=indexed,
         failed=failed,

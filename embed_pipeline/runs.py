@@ -79,10 +79,13 @@ def run_sync(
     project: str,
     confirm_removals: int | None = None,
     progress: Progress = silent,
+    *,
+    force: bool = False,
 ) -> SyncOutcome:
     """Run `sync_project` for one project here. Errors of the project are told in the outcome.
 
-    Raises KeyboardInterrupt where this process was interrupted; what was embedded is kept.
+    force: as in `sync.diff`. Raises KeyboardInterrupt where this process was interrupted; what was
+    embedded is kept.
     """
     key = partition_key(project)
     instance.add_dynamic_partitions(str(projects.name), [key])
@@ -95,7 +98,10 @@ def run_sync(
             run_id=run_id,
             run_config={
                 "loggers": _QUIET,
-                "ops": {"collection_state": {"config": {"confirm_removals": confirm_removals}}},
+                "ops": {
+                    "image_diff": {"config": {"force": force}},
+                    "collection_state": {"config": {"confirm_removals": confirm_removals}},
+                },
             },
         )
     except dg.Failure as failure:

@@ -20,8 +20,8 @@ from embed_pipeline.locks import FairFileLock, Locked
 from embed_pipeline.manifest import MANIFEST
 from embed_pipeline.models.protocol import Vectors
 from embed_pipeline.points import POINTS
-from embed_pipeline.project_run import ProjectRun
-from embed_pipeline.sources.protocol import CHANGED, Wanted
+from embed_pipeline.project_run import FORCED, ProjectRun
+from embed_pipeline.sources.protocol import CHANGED, Proof, Wanted
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,17 @@ logger = logging.getLogger(__name__)
 REUSE_ROWS = 50_000
 # Runs that encode at the same time take turns. Who hangs in a turn must not stop the others.
 TURN_SECONDS = 60.0
+
+
+def force(run: ProjectRun) -> None:
+    """Have every content of the manifest encoded anew, by this run or those after it.
+
+    Until then what it has is searched. What failed before is tried again as well.
+    """
+    failures = run.all_failures()
+    if failures.height:
+        FAILURES.write(failures.filter(pl.col("space") != run.card.space), run.home.failures)
+    _write_forced(run, run.manifest().select("content_hash").drop_nulls().unique())
 
 
 def find_differences(run: ProjectRun) -> Difference:
@@ -41,7 +52,7 @@ def find_differences(run: ProjectRun) -> Difference:
 
 
 def embed_missing(run: ProjectRun, seconds: float = float("inf")) -> Throughput:
-    """Embed the contents that nobody embedded before; their points go in as batches finish.
+    """Embed the contents that have no vector, or are forced; their points go in as batches finish.
 
     Begins no more of them after `seconds`. Imports torch and loads the model only where there is
     such a content.
@@ -62,10 +73,11 @@ def embed_missing(run: ProjectRun, seconds: float = float("inf")) -> Throughput:
 
 @dataclass(frozen=True)
 class Settled:
-    """The collection after `settle`. withheld: removals that the guard held back, of `held` points."""
+    """The collection after `settle`. held: points before it. proof: what the audit found."""
 
     state: CollectionState
     held: int
+    proof: Proof
 
     @property
     def withheld(self) -> int:
@@ -87,9 +99,11 @@ def settle(
     run.space_home.suspects.unlink(missing_ok=True)
     _forget_failures(run, wanted)
     audit = run.compare(wanted, forgive_all=True)
-    state = _state(run, todo, audit, withheld)
+    done = _done(run, todo, audit)
+    state = _state(run, done, audit, withheld)
+    _stop_forcing(run, wanted)
     logger.info("%s: %d indexed, audit: %s", run.project, state.indexed, state.differences)
-    return Settled(state, todo.held)
+    return Settled(state, todo.held, _proof(wanted, done, audit))
 
 
 def follow(run: ProjectRun) -> None:
@@ -107,7 +121,7 @@ def _carry_out(run: ProjectRun, todo: Difference, *, remove: bool) -> None:
 def _contents_to_embed(run: ProjectRun, actions: pl.DataFrame) -> list[Content]:
     rows = actions.filter(action="embed")
     # Another project's run may have embedded some meanwhile.
-    known = run.library.known(rows["content_hash"])
+    known = run.known(rows["content_hash"])
     unknown = rows.filter(~pl.col("content_hash").is_in(known.implode()))
     return [Content(*row) for row in unknown.select(Content._fields).iter_rows()]
 
@@ -138,6 +152,7 @@ def _work(
         hashes = pl.Series("content_hash", [c.content_hash for c in sound.contents])
         vectors = run.library.add(hashes, sound.vectors)
         _upsert(run, needing, hashes, vectors)
+        _encoded_anew(run, hashes)
 
     def failed(content: Content, error: ImageError) -> None:
         space, limits = run.card.space, run.deployment.limits
@@ -200,6 +215,30 @@ def _points(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.select(POINTS.names())
 
 
+def _encoded_anew(run: ProjectRun, content_hashes: pl.Series) -> None:
+    forced = run.forced()
+    left = forced.filter(~pl.col("content_hash").is_in(content_hashes.implode()))
+    if left.height < forced.height:
+        _write_forced(run, left)
+
+
+def _stop_forcing(run: ProjectRun, wanted: pl.DataFrame) -> None:
+    """Force no content that is gone, nor one that cannot be encoded anew: its vector stays."""
+    forced = run.forced()
+    hopeless = run.failures().filter(~pl.col("transient"))
+    left = forced.join(wanted, on="content_hash", how="semi")
+    left = left.join(hopeless, on="content_hash", how="anti")
+    if left.height < forced.height:
+        _write_forced(run, left)
+
+
+def _write_forced(run: ProjectRun, contents: pl.DataFrame) -> None:
+    if contents.height:
+        FORCED.write(contents, run.space_home.forced)
+    else:
+        run.space_home.forced.unlink(missing_ok=True)
+
+
 def _record_failures(run: ProjectRun, new_failures: list[pl.DataFrame]) -> None:
     if new_failures:
         FAILURES.write(record(run.all_failures(), pl.concat(new_failures)), run.home.failures)
@@ -207,14 +246,22 @@ def _record_failures(run: ProjectRun, new_failures: list[pl.DataFrame]) -> None:
 
 def _forget_failures(run: ProjectRun, wanted: pl.DataFrame) -> None:
     before = run.all_failures()
-    embedded = run.library.known(run.failures()["content_hash"])
+    embedded = run.known(run.failures()["content_hash"])
     after = still_failing(before, wanted["content_hash"], embedded, run.card.space)
     if after.height < before.height:
         FAILURES.write(after, run.home.failures)
 
 
-def _state(run: ProjectRun, todo: Difference, audit: Difference, withheld: int) -> CollectionState:
-    done = _done(run, todo, audit)
+def _proof(wanted: pl.DataFrame, done: pl.DataFrame, audit: Difference) -> Proof:
+    failed = wanted.filter(pl.col("point_id").is_in(audit.failed.implode()))
+    written = done.filter(pl.col("action").is_in(["embed", "reuse"]))
+    images = wanted.select("image_id", "content_hash")
+    return Proof(images, failed["image_id"], written["image_id"])
+
+
+def _state(
+    run: ProjectRun, done: pl.DataFrame, audit: Difference, withheld: int
+) -> CollectionState:
     counts = {action: done.filter(action=action).height for action in ("embed", "reuse", "relabel")}
     outstanding = audit.missing + audit.stale + len(audit.failed)
     return CollectionState(

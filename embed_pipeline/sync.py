@@ -25,13 +25,15 @@ from embed_pipeline.space_sync import Settled
 logger = logging.getLogger(__name__)
 
 
-def sync(run: ProjectRun, confirm_removals: int | None = None) -> CollectionState:
+def sync(
+    run: ProjectRun, confirm_removals: int | None = None, *, force: bool = False
+) -> CollectionState:
     """Make the project's collection equal to its source, and prove it.
 
-    Raises RemovalWithheld or AuditFailed after all that could be done was done.
+    force: as in `diff`. Raises RemovalWithheld or AuditFailed after all that could be done was done.
     """
     scan(run)
-    diff(run)
+    diff(run, force=force)
     embed(run)
     state = apply(run, confirm_removals)
     if not state.equal:
@@ -60,13 +62,20 @@ def scan(run: ProjectRun) -> pl.DataFrame:
     return manifest
 
 
-def diff(run: ProjectRun) -> Difference:
-    """Compare the manifest with what the collection says it holds: the actions, in the target space."""
-    return [space_sync.find_differences(space) for space in run.spaces()][-1]
+def diff(run: ProjectRun, *, force: bool = False) -> Difference:
+    """Compare the manifest with what the collection says it holds: the actions, in the target space.
+
+    force: every content must be encoded anew. Where that is interrupted, the next run goes on with it.
+    """
+    spaces = run.spaces()
+    if force:
+        for space in spaces:
+            space_sync.force(space)
+    return [space_sync.find_differences(space) for space in spaces][-1]
 
 
 def embed(run: ProjectRun) -> Throughput:
-    """Embed the contents that nobody embedded before; their points go in as batches finish."""
+    """Embed the contents that have no vector, or are forced; their points go in as batches finish."""
     serving, *targets = run.spaces()
     throughput = space_sync.embed_missing(serving)
     for target in targets:
@@ -89,6 +98,9 @@ def apply(run: ProjectRun, confirm_removals: int | None = None) -> CollectionSta
     """
     serving, *targets = run.spaces()
     settled = space_sync.settle(serving, confirm_removals)
+    if settled.state.equal:
+        # Before the state, which tells the sensor that nothing is left to do.
+        run.deployment.source.prove(run.project, settled.proof)
     settled.state.write(run.home.state)
     if settled.withheld:
         raise RemovalWithheld(_confirmation(run, settled), settled.withheld)

@@ -1,10 +1,12 @@
 """The vector library: the vectors of one space by content hash, shared by all projects.
 
 It is the record of vectors: a lost collection is filled from it with no model call. Parts are
-immutable Parquet files. A content may stand in several of them; any of its vectors will do.
+immutable Parquet files. A content may stand in several of them: the vector in the newest counts.
+A part's age is in its name. Whatever is merged takes the place of its sources: what was added in
+the meantime is newer.
 """
 
-import os
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from embed_pipeline.durable import explained
 from embed_pipeline.errors import TableError
 from embed_pipeline.locks import FileLock, Locked
 from embed_pipeline.tables import Table
@@ -66,19 +69,23 @@ class VectorLibrary:
     def add(self, content_hashes: pl.Series, vectors: Vectors) -> Vectors:
         """Add a part of `vectors` (len(content_hashes), dimension). Durable when it returns.
 
-        Returns the vectors as the library has them from now on, rounded to float16.
-        Raises OutOfSpace, leaving the library as it was.
+        Returns the vectors as the library has them from now on, rounded to float16: newer than any
+        that it had before. Raises OutOfSpace, leaving the library as it was; Locked where another
+        process has been adding for long.
         """
         halves = vectors.astype(np.float16)
         column = pl.Series(halves, dtype=self._table.schema["vector"])
-        self._write(pl.DataFrame({"content_hash": content_hashes, "vector": column}))
+        rows = pl.DataFrame({"content_hash": content_hashes, "vector": column})
+        with self._adding():
+            self._write(rows, self._next_age())
         return halves.astype(np.float32)
 
     def parts(self) -> list[Path]:
         """The parts in use, oldest first."""
-        names = {path.name for path in self.root.glob("part-*")}
-        in_use = (name for name in names if name.endswith(".parquet"))
-        return [self.root / name for name in sorted(in_use) if name + REPLACED not in names]
+        # In this order: what took the place of a part is there before the part is marked.
+        replaced = {marker.name for marker in self.root.glob("*" + REPLACED)}
+        parts = sorted(self.root.glob("part-*.parquet"))
+        return [part for part in parts if part.name + REPLACED not in replaced]
 
     def merge(self) -> int:
         """Merge small parts where they have piled up; returns how many were replaced.
@@ -110,25 +117,34 @@ class VectorLibrary:
                     self._replace([part], kept)
 
     def _merge_small(self) -> int:
-        small = list(self._small_parts())
-        self._replace(small, self._scan(small).unique("content_hash", keep="any").collect())
-        return len(small)
+        merged = 0
+        for parts in self._neighbours():
+            if len(parts) > 1:
+                self._replace(parts, _newest(self._scan(parts).collect()))
+                merged += len(parts)
+        return merged
 
     def _replace(self, parts: Sequence[Path], rows: pl.DataFrame) -> None:
+        """Put `rows` in the place of `parts`, neighbours in age."""
         if rows.height:
-            self._write(rows)
+            self._write(rows, _age(parts[-1]))
         for part in parts:
             part.with_name(part.name + REPLACED).touch()
 
-    def _small_parts(self) -> Iterator[Path]:
+    def _neighbours(self) -> Iterator[list[Path]]:
+        """Small parts to merge. A large one between two keeps its place, and so keeps them apart."""
+        neighbours: list[Path] = []
         total = 0
         for part in self.parts():
             rows = pl.scan_parquet(part).select(pl.len()).collect().item()
-            total += rows
-            if total > MERGE_AT_MOST_ROWS:
-                return
-            if rows < SMALL_PART_ROWS:
-                yield part
+            small = rows < SMALL_PART_ROWS
+            if not small or total + rows > MERGE_AT_MOST_ROWS:
+                yield neighbours
+                neighbours, total = [], 0
+            if small:
+                neighbours.append(part)
+                total += rows
+        yield neighbours
 
     def _remove_old(self) -> None:
         for marker in self.root.glob("*" + REPLACED):
@@ -141,9 +157,10 @@ class VectorLibrary:
         if not parts or content_hashes.is_empty():
             return self._table.empty().select(columns)
         asked = pl.LazyFrame({"content_hash": content_hashes.drop_nulls().unique()})
-        rows = self._scan(parts).select(columns).join(asked, on="content_hash", how="semi")
+        rows = self._scan(parts).select(columns)
+        found = rows.join(asked, on="content_hash", how="semi", maintain_order="left")
         try:
-            return rows.collect().unique("content_hash", keep="any")
+            return _newest(found.collect())
         except pl.exceptions.PolarsError as error:
             reason = str(error).splitlines()[0]
             raise TableError(
@@ -161,6 +178,27 @@ class VectorLibrary:
         halves = rows["vector"].to_numpy().reshape(-1, self.dimension)
         return halves.astype(np.float32)
 
-    def _write(self, rows: pl.DataFrame) -> None:
-        # Time first, so that a sorted listing is in order of age; the pid keeps writers apart.
-        self._table.write(rows, self.root / f"part-{time.time_ns():020d}-{os.getpid()}.parquet")
+    def _adding(self) -> FileLock:
+        """One part at a time is added: each is newer than all that could be seen before it."""
+        with explained(self.root):
+            return FileLock(self.root / "add.lock").acquire(LOCK_SECONDS, "add")
+
+    def _next_age(self) -> int:
+        # The clock may have been set back.
+        newer = (_age(part) + 1 for part in self.root.glob("part-*.parquet"))
+        return max([time.time_ns(), *newer])
+
+    def _write(self, rows: pl.DataFrame, age: int) -> None:
+        # Age first, so that a sorted listing is in order of age; the rest keeps names apart.
+        name = f"part-{age:020d}-{secrets.token_hex(4)}.parquet"
+        self._table.write(rows, self.root / name)
+
+
+def _age(part: Path) -> int:
+    """Nanoseconds since 1970, when it was added."""
+    return int(part.name.split("-")[1])
+
+
+def _newest(rows: pl.DataFrame) -> pl.DataFrame:
+    """The last row of each content."""
+    return rows.unique("content_hash", keep="last", maintain_order=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Protocol
 
 from embed_pipeline.changes import (
@@ -25,6 +26,7 @@ from embed_pipeline.deployment import Deployment
 from embed_pipeline.errors import EmbedPipelineError, SourceError
 from embed_pipeline.locks import FileLock
 from embed_pipeline.pause import pause_of
+from embed_pipeline.reporting import clear_leftovers
 from embed_pipeline.retire import retire
 from embed_pipeline.serving import serving_of
 
@@ -79,16 +81,19 @@ def look_around(deployment: Deployment, history: RunHistory) -> Tick:
         before = dict(noticed) or _forgotten(deployment)
         listed = deployment.source.projects()
         listed.sort(key=lambda name: before[name].looked_at if name in before else NEVER)
+        unfinished = history.unfinished()
+        clear_leftovers(deployment, unfinished)
         seen, skipped = _look(deployment, listed)
+        left_out = deployment.source.left_out()
         decision = decide(
-            frozenset(listed),
+            frozenset(chain(listed, *left_out.values())),
             seen,
             before,
-            history.unfinished(),
+            unfinished,
             lambda project: _known(deployment, history, project),
             datetime.now(UTC),
         )
-        tick = Tick(listed, decision.requests, {**decision.skipped, **skipped})
+        tick = Tick(listed, decision.requests, {**decision.skipped, **skipped, **left_out})
         for project in decision.retire[:MAX_RETIRED]:
             try:
                 retire(deployment, project)
@@ -146,7 +151,7 @@ def _look(
             skipped["no time left, looked at first the next time"] = listed[number:]
             break
         try:
-            images, token = deployment.source.revision(project)
+            images, token = deployment.source.revision(project, as_listed=True)
         except SourceError as error:
             skipped.setdefault(str(error), []).append(project)
         else:

@@ -1,9 +1,10 @@
 """Fixtures: a clean environment, folders of small images, a deployment over them."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,6 +16,11 @@ from embed_pipeline.models.clip import ClipEncoder, Device, Precision, load_enco
 from embed_pipeline.models.protocol import ModelCard
 from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.settings import load_settings
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from embed_pipeline_tests.supervisely_place import Platform
 
 OUR_VARIABLES = (
     *("EMBED_", "QDRANT_", "DAGSTER_HOME", "LOG_LEVEL"),
@@ -74,6 +80,31 @@ def start(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ProjectR
         return ProjectRun(Deployment(load_settings()), project, run_id)
 
     return start
+
+
+@pytest.fixture(scope="module")
+def dagster_storage(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator["dg.DagsterInstance"]:
+    """Dagster's storage, of which one serves all tests of a file; making one takes a second."""
+    from embed_pipeline.runs import dagster_instance
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DAGSTER_HOME", str(tmp_path_factory.mktemp("dagster")))
+        with dagster_instance(load_settings()) as instance:
+            yield instance
+
+
+@pytest.fixture
+def platform(
+    tmp_path: Path, dagster_storage: "dg.DagsterInstance", monkeypatch: pytest.MonkeyPatch
+) -> Iterator["Platform"]:
+    """A stand-in Supervisely instance without a project, that the settings name."""
+    from embed_pipeline_tests.supervisely_place import platform_of
+
+    monkeypatch.setattr(clip, "load_encoder", load_once)
+    with platform_of(dagster_storage, tmp_path / "home", monkeypatch) as platform:
+        yield platform
 
 
 def draw(path: Path, seed: int, size: tuple[int, int] = (80, 60)) -> Path:

@@ -144,7 +144,7 @@ def test_a_paused_project_is_left_alone(env: Environment) -> None:
         "project_id": "cats",
         "is_current_task": False,
         "success": True,
-        "message": "nothing to stop",
+        "message": "[Project: cats] Is not the current active task in the auto-updater.",
         "details": {},
     }
     assert answer("stop", "cats", env=env) == stopped

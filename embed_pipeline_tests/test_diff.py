@@ -1,6 +1,7 @@
 """The diff as a pure function: held against a plain model of what a collection should become."""
 
 import random
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 
 import polars as pl
@@ -37,10 +38,15 @@ def points_of(images: dict[str, Image]) -> pl.DataFrame:
     return wanted_points("s/p", manifest_of(images)).select(POINTS.names())
 
 
-def knowledge(embedded: set[bytes], failed: set[bytes], hopeless: set[bytes]) -> Knowledge:
+def knowledge(
+    embedded: AbstractSet[bytes],
+    failed: AbstractSet[bytes],
+    hopeless: AbstractSet[bytes],
+    forced: AbstractSet[bytes] = frozenset(),
+) -> Knowledge:
     """What is known of contents; no suspects."""
 
-    def series(hashes: set[bytes]) -> pl.Series:
+    def series(hashes: AbstractSet[bytes]) -> pl.Series:
         return pl.Series(sorted(hashes), dtype=pl.Binary)
 
     return Knowledge(
@@ -48,10 +54,18 @@ def knowledge(embedded: set[bytes], failed: set[bytes], hopeless: set[bytes]) ->
         failed=series(failed),
         hopeless=series(failed & hopeless),
         suspects=series(set()),
+        forced=series(forced),
     )
 
 
-@given(now=images, before=images, embedded=contents, failed=contents, hopeless=contents)
+@given(
+    now=images,
+    before=images,
+    embedded=contents,
+    failed=contents,
+    hopeless=contents,
+    forced=contents,
+)
 @settings(deadline=None)
 def test_doing_the_actions_makes_the_collection_equal(
     now: dict[str, Image],
@@ -59,12 +73,12 @@ def test_doing_the_actions_makes_the_collection_equal(
     embedded: set[bytes],
     failed: set[bytes],
     hopeless: set[bytes],
+    forced: set[bytes],
 ) -> None:
     """Whatever was held, the actions lead to what is wanted, failures left out, and no step more."""
     before = {name: image for name, image in before.items() if image[1]}
     wanted, held = wanted_points("s/p", manifest_of(now)), points_of(before)
-    known = knowledge(embedded, failed, hopeless)
-    found = diff(wanted, held, known, "run")
+    found = diff(wanted, held, knowledge(embedded, failed, hopeless, forced), "run")
 
     counted = (
         found.unchanged
@@ -74,8 +88,15 @@ def test_doing_the_actions_makes_the_collection_equal(
     assert counted == found.images == len(now)
     embeds = found.actions.filter(action="embed")["content_hash"]
     assert embeds.n_unique() == embeds.len(), "a content is embedded once"
-    assert not set(embeds) & embedded, "nothing known is embedded"
-    assert diff(wanted, _done(held, found), known, "run").actions.is_empty()
+    assert not set(embeds) & (embedded - forced), "nothing known is embedded"
+    assert set(wanted["content_hash"]) & (forced - failed) <= set(embeds), "what is forced, is"
+    kept = {name for name, image in before.items() if image == now.get(name)}
+    removed = set(found.actions.filter(action="remove")["image_id"])
+    assert not kept & removed, "a point that may stay does"
+    with_vector = wanted.filter(pl.col("content_hash").is_in(list(embedded)))["point_id"]
+    assert set(with_vector) <= {*held["point_id"], *found.actions["point_id"]}, "it is searched"
+    after = knowledge(embedded | set(embeds), failed, hopeless, forced & failed)
+    assert diff(wanted, _done(held, found), after, "run").actions.is_empty()
     assert (
         not set(held["point_id"])
         & set(found.failed)

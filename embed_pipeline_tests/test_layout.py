@@ -39,6 +39,7 @@ ROOMS = (
         "model_change",
         "vector_health",
         "watching",
+        "reporting",
         "retire",
         "rollback",
         "prune",
@@ -55,6 +56,7 @@ ROOMS = (
         "runs",
         "stopping",
         "doctor",
+        "health",
         "demo",
         "dev",
         "terminal",
@@ -63,7 +65,7 @@ ROOMS = (
 )
 # Heavy or foreign libraries, and the only places that may know them.
 FOREIGN = {
-    "dagster": {"defs", "definitions", "runs", "stopping"},
+    "dagster": {"defs", "definitions", "runs", "stopping", "health"},
     "qdrant_client": {"stores"},
     "qdrant_edge": {"stores"},
     "torch": {"models"},

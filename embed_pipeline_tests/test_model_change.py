@@ -108,6 +108,27 @@ def test_changes_reach_both_spaces_until_the_flip(
     assert sync(start()).equal
 
 
+def test_a_force_reaches_both_spaces(
+    cats: Path, start: Start, change_model: Callable[..., None]
+) -> None:
+    """Where a project is brought over, wrong vectors of either model are made anew before the flip."""
+    serving = start()
+    points, vectors = next(serving.collection.scroll_vectors())
+    right = dict(zip(points["point_id"], vectors, strict=True))
+    change_model()
+    target = start().spaces()[-1]
+    for wrong in (serving, target):
+        wrong.library.add(points["content_hash"], -vectors)
+        wrong.collection.upsert(points, -vectors)
+    state = sync(start(), force=True)
+    assert (state.embed, state.unchanged, state.space) == (40, 0, target.card.space)
+    assert start().card == target.card
+    for mended in (serving, target):
+        held, made = next(mended.collection.scroll_vectors())
+        assert all(v @ right[i] > 0.999 for i, v in zip(held["point_id"], made, strict=True))
+        assert verify(mended, vectors=True).equal
+
+
 def test_a_broken_space_is_not_searched(
     cats: Path, start: Start, change_model: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

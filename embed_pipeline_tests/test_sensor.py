@@ -10,7 +10,7 @@ from embed_pipeline.audit import verify
 from embed_pipeline.errors import EmbedPipelineError
 from embed_pipeline_tests.conftest import draw, draw_many
 from embed_pipeline_tests.places import Place, make_place, visible
-from embed_pipeline_tests.processes import Services, wait_until
+from embed_pipeline_tests.processes import Services, answer, wait_until
 
 TICK_SECONDS = 6
 
@@ -28,7 +28,7 @@ def test_changes_are_searchable_within_two_ticks(
 ) -> None:
     """Images added, changed, removed; a folder added, a folder removed (three ticks); then quiet.
 
-    A quiet source starts no run.
+    A quiet source starts no run, and `health` says that all is well.
     """
     place = make_place(tmp_path, EMBED_INTERVAL_MINUTES=TICK_SECONDS / 60)
     visible(place, monkeypatch)
@@ -65,3 +65,7 @@ def test_changes_are_searchable_within_two_ticks(
         assert ui.run_count() == runs
         assert ui.ticks()[0]["skipReason"] == "2 projects; unchanged: 2"
         assert {tick["status"] for tick in ui.ticks()} == {"SUCCESS", "SKIPPED"}
+
+        found = answer("health", env=place.env)
+        assert (found["status"], set(found["checks"].values())) == ("healthy", {"healthy"})
+        assert list(found["checks"]) == ["qdrant", "clip", "source", "scheduler", "sensor"]

@@ -2,14 +2,18 @@
 
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from embed_pipeline import vector_library
 from embed_pipeline.errors import ImageError, OutOfSpace, TableError
@@ -133,6 +137,20 @@ class TestVectorLibrary:
         assert not any(part.exists() for part in before)
         assert set(library.known(pl.Series(hashes))) == set(hashes)
 
+    def test_a_large_library_goes_on_merging(
+        self, tmp_path: Path, hashes: list[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However much it holds: what was merged before only keeps its place."""
+        monkeypatch.setattr(vector_library, "MERGE_ABOVE_PARTS", 5)
+        monkeypatch.setattr(vector_library, "SMALL_PART_ROWS", 5)
+        monkeypatch.setattr(vector_library, "MERGE_AT_MOST_ROWS", 10)
+        library = VectorLibrary(tmp_path, 8)
+        for content in hashes:
+            library.add(pl.Series([content]), vectors_of([content]))
+            library.merge()
+        assert len(library.parts()) <= 10
+        assert set(library.known(pl.Series(hashes))) == set(hashes)
+
     def test_a_half_written_part_is_not_there(self, tmp_path: Path, hashes: list[bytes]) -> None:
         """What a killed writer left under a temporary name is not looked at."""
         library = VectorLibrary(tmp_path, 8)
@@ -148,6 +166,93 @@ class TestVectorLibrary:
         part.write_bytes(part.read_bytes()[:-20])
         with pytest.raises(TableError, match=part.name):
             VectorLibrary(tmp_path, 8).known(pl.Series(hashes))
+
+
+CONTENTS = [bytes([number]) * 32 for number in range(4)]
+# Contents to add; a merge; a merge while contents are added; contents to remove; ns that the clock goes on.
+step = st.one_of(
+    st.tuples(st.just("add"), st.sets(st.sampled_from(CONTENTS), min_size=1)),
+    st.tuples(st.sampled_from(["merge", "merge and add"]), st.sets(st.sampled_from(CONTENTS))),
+    st.tuples(st.just("remove"), st.sets(st.sampled_from(CONTENTS), max_size=1)),
+    st.tuples(st.just("clock"), st.integers(-3, 3)),
+)
+
+
+class Newest:
+    """A library of two dimensions, and the number of the newest vector of each content beside it."""
+
+    def __init__(self, root: Path) -> None:
+        self.library = VectorLibrary(root, 2)
+        self.numbers: dict[bytes, int] = {}
+        self.added = 0
+
+    def add(self, contents: set[bytes]) -> None:
+        """A vector for each: an angle that none had before."""
+        self.added += 1
+        self.numbers |= dict.fromkeys(contents, self.added)
+        angle = np.full(len(contents), self.added / 1000)
+        vectors = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+        self.library.add(pl.Series(sorted(contents)), vectors)
+
+    def remove(self, contents: set[bytes]) -> None:
+        """As `prune` does."""
+        self.numbers = {c: number for c, number in self.numbers.items() if c not in contents}
+        self.library.remove(pl.Series(sorted(contents), dtype=pl.Binary))
+
+    def merge_and_add(self, contents: set[bytes]) -> None:
+        """Contents are added after the merge has listed the parts, before it replaces them."""
+        replace = self.library._replace
+
+        def replace_late(parts: Sequence[Path], rows: pl.DataFrame) -> None:
+            if contents:
+                self.add(contents)
+            replace(parts, rows)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(self.library, "_replace", replace_late)
+            self.library.merge()
+
+    def held(self) -> dict[bytes, int]:
+        """Contents that the library knows, and the numbers of their vectors."""
+        hashes, vectors = self.library.vectors(pl.Series(CONTENTS))
+        numbers = np.rint(1000 * np.arctan2(vectors[:, 1], vectors[:, 0])).astype(int)
+        return dict(zip(hashes, numbers.tolist(), strict=True))
+
+
+# A large part between two small ones.
+@example(
+    steps=[
+        ("add", {CONTENTS[0]}),
+        ("add", {*CONTENTS[:3]}),
+        ("add", {CONTENTS[3]}),
+        ("merge", set()),
+    ]
+)
+@given(steps=st.lists(step, min_size=2, max_size=20))
+@settings(deadline=None, max_examples=150)
+def test_the_newest_vector_counts(steps: list[tuple[str, set[bytes] | int]]) -> None:
+    """Through any adding, merging and removing, also at once, and whatever the clock does meanwhile."""
+    clock = 10
+    with TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(vector_library, "MERGE_ABOVE_PARTS", 1)
+        patched.setattr(vector_library, "SMALL_PART_ROWS", 3)
+        patched.setattr(vector_library, "MERGE_AT_MOST_ROWS", 5)
+        patched.setattr("embed_pipeline.durable.os.fsync", lambda _: None)
+        patched.setattr(time, "time_ns", lambda: clock)
+        newest = Newest(Path(root))
+        for name, given_ in steps:
+            match name, given_:
+                case "clock", int(forward):
+                    clock = max(0, clock + forward)
+                case "add", set(contents):
+                    newest.add(contents)
+                case "remove", set(contents):
+                    newest.remove(contents)
+                case "merge", _:
+                    newest.library.merge()
+                case "merge and add", set(contents):
+                    newest.merge_and_add(contents)
+            assert newest.held() == newest.numbers
 
 
 class TestFailures:

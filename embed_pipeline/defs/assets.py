@@ -19,6 +19,8 @@ from embed_pipeline.manifest import data_version
 
 GROUP = "image_search"
 OWNERS = ["team:embed-pipeline"]
+FORCED_TAG = "embed_pipeline/forced"
+RETRY_NUMBER_TAG = "dagster/retry_number"
 
 project_asset = partial(
     dg.asset,
@@ -44,14 +46,31 @@ def image_manifest(
     )
 
 
+class DiffConfig(dg.Config):
+    """What a person wants done again."""
+
+    force: bool = Field(
+        False,
+        description="embed everything anew, in place; searches find what they found meanwhile",
+    )
+
+
 @project_asset(deps=[image_manifest], kinds={"polars", "parquet"})
 @explained
 def image_diff(
-    context: dg.AssetExecutionContext, pipeline: EmbedPipeline
+    context: dg.AssetExecutionContext, pipeline: EmbedPipeline, config: DiffConfig
 ) -> dg.MaterializeResult[None]:
     """What must happen: manifest against what the collection says it holds, one row per action."""
     run = pipeline.project_run(context)
-    return dg.MaterializeResult(metadata=metadata.of_diff(run.spaces()[-1], sync.diff(run)))
+    difference = sync.diff(run, force=config.force and not _goes_on(context.run))
+    if config.force:
+        context.instance.add_run_tags(run.run_id, {FORCED_TAG: "true"})
+    return dg.MaterializeResult(metadata=metadata.of_diff(run.spaces()[-1], difference))
+
+
+def _goes_on(run: dg.DagsterRun) -> bool:
+    """Whether Dagster launched it in the place of one whose process died after it had forced."""
+    return RETRY_NUMBER_TAG in run.tags and FORCED_TAG in run.tags
 
 
 @project_asset(deps=[image_diff], kinds={"pytorch", "parquet"})
@@ -59,7 +78,7 @@ def image_diff(
 def image_embeddings(
     context: dg.AssetExecutionContext, pipeline: EmbedPipeline
 ) -> dg.MaterializeResult[None]:
-    """Vectors of the contents that nobody embedded before, searchable as the batches finish."""
+    """Vectors of the contents that have none, or are forced, searchable as the batches finish."""
     run = pipeline.project_run(context)
     return dg.MaterializeResult(metadata=metadata.of_embeddings(run.spaces()[-1], sync.embed(run)))
 

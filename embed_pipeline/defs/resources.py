@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import dagster as dg
 from pydantic import PrivateAttr
 
+from embed_pipeline import reporting
 from embed_pipeline.defs.run_launcher import hold_run_lock
 from embed_pipeline.deployment import Deployment, open_deployment
 from embed_pipeline.lease import working_lease
@@ -79,7 +80,10 @@ class EmbedPipeline(dg.ConfigurableResource):  # type: ignore[type-arg]  # it is
         self._held.callback(file.close)
         here = launcher.get()
         progress = told_to(file, here.progress if here else silent)
-        return ProjectRun(deployment, project, run_id, progress)
+        run = ProjectRun(deployment, project, run_id, progress)
+        deployment.source.begin(project)
+        self._held.callback(_report_end, run, context.instance)
+        return run
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002  Dagster's signature
         """Let go of the lease."""
@@ -113,6 +117,23 @@ class Observations:
                 metadata=metadata,
             )
         )
+
+
+def _report_end(run: ProjectRun, instance: dg.DagsterInstance) -> None:
+    """Tell the source how the run ended, and Dagster which revision it was about."""
+    left_at = reporting.end(run, _failure(instance, run.run_id))
+    if left_at:
+        instance.add_run_tags(run.run_id, {REVISION_TAG: left_at})
+
+
+def _failure(instance: dg.DagsterInstance, run_id: str) -> str | None:
+    """What the run's page says went wrong; None where nothing did, or somebody stopped it."""
+    failed = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records
+    for record in failed:
+        if (event := record.event_log_entry.dagster_event) and (data := event.step_failure_data):
+            told = data.user_failure_data
+            return (told and told.description) or f"{event.message} See the run's page in Dagster."
+    return None
 
 
 def _require_wanted(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:

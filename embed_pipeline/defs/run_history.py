@@ -43,6 +43,13 @@ class DagsterRuns:
         return _last_run(records) if records else None
 
 
+def note_revision(instance: dg.DagsterInstance, project: str, revision: str) -> None:
+    """Say that the project's newest run was about this revision: only we changed the token since."""
+    filters = dg.RunsFilter(tags={PARTITION_NAME_TAG: partition_key(project)})
+    for run in instance.get_runs(filters, limit=1):
+        instance.add_run_tags(run.run_id, {REVISION_TAG: revision})
+
+
 def _last_run(records: Sequence[RunRecord]) -> LastRun:
     newest = records[0]
     run = newest.dagster_run

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from embed_pipeline.durable import replace_durably
-from embed_pipeline.errors import ModelError, OutOfSpace
+from embed_pipeline.errors import ModelError, NotWritable, OutOfSpace
 from embed_pipeline.images.preprocess import Preprocessing
 from embed_pipeline.models.hub import model_directory, model_files
 from embed_pipeline.models.protocol import ModelCard
@@ -139,7 +139,7 @@ def _digests(directory: Path, cache: Path) -> dict[str, str]:
         found[key] = digests[path.name] = known.get(key) or _sha256(path)
     if not found.keys() <= known.keys():
         everything = json.dumps(known | found, indent=1).encode()
-        with suppress(OSError, OutOfSpace):  # it only saves time
+        with suppress(OSError, OutOfSpace, NotWritable):  # it only saves time
             replace_durably(cache, lambda temporary: temporary.write_bytes(everything))
     return digests
 

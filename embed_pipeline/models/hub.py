@@ -53,7 +53,7 @@ def model_directory(model: str) -> Path:
         raise ModelNotFound(
             f"EMBED_MODEL={model}: no such directory, nor a name of the form owner/name"
         )
-    return _cached(model) or _download(model)
+    return cached(model) or _download(model)
 
 
 def model_files(directory: Path) -> list[Path]:
@@ -95,7 +95,7 @@ def _shards(directory: Path) -> list[str]:
         return []
 
 
-def _cached(model: str) -> Path | None:
+def cached(model: str) -> Path | None:
     """A whole snapshot of `model` in the hub's cache: the one that `main` names, or else any."""
     from huggingface_hub.constants import HF_HUB_CACHE  # 0.1 s
 

@@ -67,7 +67,7 @@ class FolderSource(ShowsNothing):
             names.add(self._root_name)
         return sorted(names)
 
-    def revision(self, project: str) -> tuple[int, str]:
+    def revision(self, project: str, *, as_listed: bool = False) -> tuple[int, str]:
         """The number of images, and a digest of every image's path, size and times."""
         entries = sorted(self._walk(project))
         digest = hashlib.sha256()

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from embed_pipeline.errors import SettingsError
 from embed_pipeline.home import Home
@@ -11,7 +12,11 @@ from embed_pipeline.sources.protocol import ImageSource
 
 
 def open_source(settings: Settings, home: Home) -> ImageSource:
-    """The source of EMBED_SOURCE. Raises SettingsError for a form that is not known."""
+    """The source of EMBED_SOURCE. Asks it nothing. Raises SettingsError for a form that is not known."""
+    return _instance(settings, home) if settings.is_supervisely else _folder(settings, home)
+
+
+def _folder(settings: Settings, home: Home) -> ImageSource:
     root = _root(settings.source, home)
     source_id = settings.source_id or _derived_id(root)
 
@@ -33,7 +38,7 @@ def _root(source: str, home: Home) -> Path:
     if scheme != "folder" or not path:
         raise SettingsError(
             f"EMBED_SOURCE={source!r}: not a source; use folder:/path/to/root, where each sub-folder "
-            "is a project, or leave it unset for the sample project"
+            "is a project, or supervisely, or leave it unset for the sample project"
         )
     return Path(path).expanduser().absolute()
 
@@ -42,3 +47,50 @@ def _derived_id(root: Path) -> str:
     """The root's name and a digest of its path: another root of the same name is another source."""
     digest = hashlib.sha256(bytes(root)).hexdigest()[:8]
     return f"{root.name or 'root'}-{digest}".encode(errors="replace").decode()
+
+
+def _instance(settings: Settings, home: Home) -> ImageSource:
+    from embed_pipeline.sources.supervisely import SuperviselySource
+    from embed_pipeline.sources.supervisely_http import Address, Connection
+
+    server = _server(settings.server_address)
+    if not (settings.api_token or settings.api_access_token):
+        raise SettingsError(
+            "EMBED_SOURCE=supervisely, but API_TOKEN is not set; use a token of a user who may edit the "
+            "projects (in Supervisely: account settings, API token)"
+        )
+    internal = settings.api_server_address
+    address = Address(
+        server=server,
+        api_token=settings.api_token,
+        api=_with_scheme(internal) if internal else None,
+        access_token=settings.api_access_token,
+    )
+    source_id = settings.source_id or urlsplit(server).netloc
+
+    def links_of(project: str) -> Path:
+        return home.project(f"{source_id}/{project}").links
+
+    return SuperviselySource(
+        Connection(address, at_once=settings.downloads),
+        source_id,
+        links_of,
+        resizer=settings.imgproxy_address,
+        originals=settings.originals,
+    )
+
+
+def _server(address: str | None) -> str:
+    server = _with_scheme(address or "")
+    if not urlsplit(server).hostname:
+        raise SettingsError(
+            f"EMBED_SOURCE=supervisely, but SERVER_ADDRESS={address!r}: must be like "
+            "https://app.supervisely.com"
+        )
+    return server
+
+
+def _with_scheme(address: str) -> str:
+    """As the SDK takes addresses: without a scheme they are of http."""
+    address = address.strip().rstrip("/")
+    return address if "://" in address else f"http://{address}"

@@ -33,6 +33,19 @@ class Wanted:
     rendition: str = ORIGINAL
 
 
+@dataclass(frozen=True)
+class Proof:
+    """What an audit found to be true of a project.
+
+    images: image_id and content_hash of all. failed: ids of those that cannot be embedded; the collection
+    holds all others, and nothing else. written: ids of those whose points this run wrote.
+    """
+
+    images: pl.DataFrame
+    failed: pl.Series
+    written: pl.Series
+
+
 class ImageSource(Protocol):
     """Projects of images. Every call raises SourceUnavailable when the source does not answer."""
 
@@ -50,10 +63,10 @@ class ImageSource(Protocol):
         """The project's name for people."""
         ...
 
-    def revision(self, project: str) -> tuple[int, str]:
+    def revision(self, project: str, *, as_listed: bool = False) -> tuple[int, str]:
         """How many images the project has, and a token that changes when any of them does; cheap.
 
-        Raises ProjectNotFound.
+        as_listed: as the last `projects` told it will do. Raises ProjectNotFound.
         """
         ...
 
@@ -92,12 +105,19 @@ class ImageSource(Protocol):
         """Show that a run works on the project."""
         ...
 
-    def prove(self, project: str, indexed: pl.DataFrame) -> None:
-        """Show that the collection was proved to hold `indexed`, and no other image: MANIFEST columns."""
+    def prove(self, project: str, proof: Proof) -> None:
+        """Show which images the collection was proved to hold."""
         ...
 
-    def end(self, project: str, error: str | None = None) -> None:
-        """Show that no run works on the project any more; error: why the last one failed, for people."""
+    def end(self, project: str, error: str | None = None) -> bool:
+        """Show that no run works on the project any more; error: why the last one failed, for people.
+
+        Returns whether anything was told, which may have changed the project's token.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of connections; the source is not used any more."""
         ...
 
 
@@ -119,8 +139,12 @@ class ShowsNothing:
     def begin(self, project: str) -> None:
         """Show nothing."""
 
-    def prove(self, project: str, indexed: pl.DataFrame) -> None:
+    def prove(self, project: str, proof: Proof) -> None:
         """Show nothing."""
 
-    def end(self, project: str, error: str | None = None) -> None:
+    def end(self, project: str, error: str | None = None) -> bool:
         """Show nothing."""
+        return False
+
+    def close(self) -> None:
+        """Nothing is held."""
