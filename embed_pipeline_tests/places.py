@@ -45,14 +45,14 @@ def make_place(top: Path, **settings: object) -> Place:
     ours = yaml.safe_load(shipped("dagster.yaml").read_text())
     ours["run_monitoring"]["poll_interval_seconds"] = 1
     (dagster_home / "dagster.yaml").write_text(yaml.safe_dump(ours))
-    env = environment(
-        EMBED_SOURCE=f"folder:{root}",
-        EMBED_SOURCE_ID="test",
-        EMBED_MODEL="demo",
-        EMBED_HOME=home,
-        DAGSTER_HOME=dagster_home,
-        **settings,
-    )
+    ours = {
+        "EMBED_SOURCE": f"folder:{root}",
+        "EMBED_SOURCE_ID": "test",
+        "EMBED_MODEL": "demo",
+        "EMBED_HOME": home,
+        "DAGSTER_HOME": dagster_home,
+    }
+    env = environment(**(ours | settings))
     return Place(root, home, env)
 
 

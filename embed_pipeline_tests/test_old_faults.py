@@ -1,0 +1,492 @@
+"""What was wrong with the two services that this project replaces, each fault by its number.
+
+Here is what concerns syncing; each test fails on what those services did.
+"""
+
+import json
+import logging
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from functools import partial
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import dagster as dg
+import httpx
+import numpy as np
+import pytest
+import yaml
+from dagster._core.storage.tags import PARTITION_NAME_TAG
+from PIL import Image, ImageOps
+from typer.testing import CliRunner
+
+from embed_pipeline import changes, embedding, failures, stopping
+from embed_pipeline.cli import app
+from embed_pipeline.collection_state import CollectionState
+from embed_pipeline.dagster_home import shipped
+from embed_pipeline.defs.resources import REVISION_TAG
+from embed_pipeline.defs.run_history import DagsterRuns
+from embed_pipeline.defs.sensors import LARGE_TAGS, _run_request
+from embed_pipeline.deployment import Deployment, open_deployment
+from embed_pipeline.errors import (
+    CollectionMissing,
+    QueryError,
+    RunNotStopped,
+    SettingsError,
+    SourceError,
+    SourceRefused,
+    SourceUnavailable,
+    StoreError,
+)
+from embed_pipeline.home import ProjectHome
+from embed_pipeline.images.decode import decode
+from embed_pipeline.images.preprocess import preprocess
+from embed_pipeline.lease import lease, lease_holder
+from embed_pipeline.models.protocol import Vectors
+from embed_pipeline.project_run import ProjectRun
+from embed_pipeline.projects import project_statuses
+from embed_pipeline.search.query import Query, search
+from embed_pipeline.settings import load_settings
+from embed_pipeline.sources import supervisely_listing
+from embed_pipeline.sources.protocol import Wanted
+from embed_pipeline.sources.supervisely_listing import UNMARKED
+from embed_pipeline.stopping import Stopped, stop_project
+from embed_pipeline.stores import qdrant_edge, qdrant_server
+from embed_pipeline.sync import sync
+from embed_pipeline.watching import Tick, look_around
+from embed_pipeline_tests.qdrant_double import Fault as QdrantFault
+from embed_pipeline_tests.qdrant_double import QdrantDouble, not_done, refuse
+from embed_pipeline_tests.supervisely_door import Door, Exchange
+from embed_pipeline_tests.supervisely_faults import Exchange as Asked
+from embed_pipeline_tests.supervisely_faults import Fault, slow, status, then
+from embed_pipeline_tests.supervisely_instance import Instance
+from embed_pipeline_tests.supervisely_lists import Body, Reply
+from embed_pipeline_tests.supervisely_place import BRIEF, Platform, picture
+from embed_pipeline_tests.supervisely_place import counts as counts_of_run
+from embed_pipeline_tests.test_sync import counts
+
+Meanwhile = Callable[..., None]
+STAMPS = "images.embeddings-updated-at.update"
+CAT = Query(texts=["a cat"], limit=100)
+
+
+def run_of(platform: Platform, project: int) -> ProjectRun:
+    """A run on the project, in everything as in a new process."""
+    return ProjectRun(platform.deployment, str(project), uuid4().hex)
+
+
+def synced(platform: Platform, project: int, **options: Any) -> dict[str, int]:
+    """What a sync did. It is one without Dagster, which sets and clears the project's flag."""
+    return counts(sync(run_of(platform, project), **options))
+
+
+def look(platform: Platform) -> Tick:
+    """What the sensor does, but that nobody starts the runs it asks for."""
+    return look_around(platform.deployment, DagsterRuns(platform.dagster))
+
+
+def asked_for(tick: Tick) -> list[str]:
+    """The projects that a look asks for, in order."""
+    return [request.project for request in tick.requests]
+
+
+def found(platform: Platform, project: int) -> set[int]:
+    """The images that a search finds."""
+    return {int(hit.image_id) for hit in search(platform.deployment, str(project), CAT).hits}
+
+
+def stamped(platform: Platform, project: int) -> set[int]:
+    """The images that the platform shows as embedded."""
+    return {id_ for id_, at in platform.instance.stamped(project).items() if at}
+
+
+def of_image(*images: int) -> Callable[[Body], bool]:
+    """Whether a request for bytes is for one of these."""
+    return lambda asked: (
+        asked.get("id") in images or any(f"/{id_}." in asked.get("path", "") for id_ in images)
+    )
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two images each, and each is committed."""
+    monkeypatch.setenv("EMBED_BATCH_SIZE", "2")
+    monkeypatch.setattr(embedding, "COMMIT_SECONDS", 0.0)
+
+
+@pytest.fixture
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three rows each, of whatever is listed."""
+    monkeypatch.setattr(supervisely_listing, "PAGE_IMAGES", 3)
+    for store in (qdrant_edge, qdrant_server):
+        monkeypatch.setattr(store, "_PAGE_POINTS", 3)
+        monkeypatch.setattr(store, "_PAGE_POINTS_WITH_VECTORS", 3)
+
+
+@pytest.fixture
+def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
+    """Do something once, while a run embeds: when a batch is ready, and so many were encoded."""
+    encode = embedding._encode
+
+    def meanwhile(act: Callable[[], object], encoded: int = 0) -> None:
+        left = [encoded]
+
+        def acting(*batch: Any) -> embedding.Embedded:
+            left[0] -= 1
+            if left[0] == -1:
+                act()
+            return encode(*batch)
+
+        monkeypatch.setattr(embedding, "_encode", acting)
+
+    return meanwhile
+
+
+@pytest.fixture(scope="module")
+def qdrant_server_double() -> Iterator[QdrantDouble]:
+    """A stand-in for a Qdrant server, with REST alone."""
+    with QdrantDouble(grpc=False) as double:
+        yield double
+
+
+@pytest.fixture
+def qdrant(
+    qdrant_server_double: QdrantDouble, platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> QdrantDouble:
+    """The same as new; the settings name it, and it is waited for briefly."""
+    qdrant_server_double.reset()
+    brief = partial(qdrant_server.connect, reads=BRIEF, writes=BRIEF)
+    monkeypatch.setattr(qdrant_server, "connect", brief)
+    monkeypatch.setenv("QDRANT_URL", qdrant_server_double.url)
+    monkeypatch.setenv("QDRANT_GRPC_PORT", str(qdrant_server_double.grpc_port))
+    return qdrant_server_double
+
+
+@pytest.mark.parametrize("code", ["INTERNAL", "UNAVAILABLE", "UNAUTHENTICATED"])
+def test_w01_a_read_that_fails_changes_nothing(
+    platform: Platform, qdrant: QdrantDouble, code: str
+) -> None:
+    """Qdrant refuses: a search raises and asks nothing of the platform; a sync raises and embeds nothing."""
+    project, _, images = platform.make_project(3)
+    synced(platform, project)
+    platform.stand_in.reset_counts()
+    for verb in ("scroll", "query_points"):
+        qdrant.fail(verb, refuse(code), times=None)
+        with pytest.raises(StoreError) as raised:
+            found(platform, project)
+        assert not isinstance(raised.value, CollectionMissing)
+        qdrant.heal()
+    assert found(platform, project) == set(images)
+    assert not platform.stand_in.requests
+
+    before = platform.instance.stamped(project)
+    qdrant.fail("scroll", refuse(code), times=None)
+    with pytest.raises(StoreError):
+        synced(platform, project)
+    qdrant.heal()
+    assert platform.instance.stamped(project) == before
+    assert not platform.stand_in.requests["preview"]
+    assert synced(platform, project) == {"unchanged": 3}
+
+
+def test_w01_a_search_without_a_collection_changes_nothing(platform: Platform) -> None:
+    """Where there is nothing to search it says so, and AI search stays on."""
+    project, _, images = platform.make_project(3)
+    synced(platform, project)
+    run_of(platform, project).collection.drop()
+    platform.stand_in.reset_counts()
+    with pytest.raises(CollectionMissing, match="never synced"):
+        found(platform, project)
+    assert not platform.stand_in.requests
+    assert platform.instance.project(project).embeddings_enabled
+    assert stamped(platform, project) == set(images)
+
+
+def test_w02_a_poison_image_stops_nothing(
+    platform: Platform, small_batches: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be decoded, is gone or refused is left out, in this sync and the next; all others go in."""
+    project, dataset, images = platform.make_project(9)
+    stand_in, (rotten, gone, refused) = platform.stand_in, images[3:6]
+    platform.instance.replace_image(rotten, b"no picture", same_path=True)
+    stand_in.fail("preview", status(404), None, when=of_image(gone, refused))
+    stand_in.fail("images.download", status(404), None, when=of_image(gone))
+    stand_in.fail("images.download", status(500), None, when=of_image(refused))
+    assert synced(platform, project) == {"embed": 6, "failed": 3}
+    good = {*images} - {rotten, gone, refused}
+    assert platform.indexed(project) == stamped(platform, project) == good
+    assert platform.instance.project(project).embeddings_updated_at
+
+    good.add(platform.instance.add_image(dataset, "new.png", picture(100)))
+    stand_in.reset_counts()
+    assert synced(platform, project) == {"embed": 1, "unchanged": 6, "failed": 3}
+    assert not stand_in.requests["images.download"], "they are not tried with every sync"
+
+    stand_in.heal()
+    monkeypatch.setattr(failures, "FIRST_RETRY", failures.FIRST_RETRY * 0)
+    assert synced(platform, project) == {"embed": 2, "unchanged": 7, "failed": 1}
+    assert stamped(platform, project) == good | {gone, refused}
+
+
+def test_w03_a_rebuild_that_dies_loses_nothing(
+    platform: Platform, small_batches: None, meanwhile: Meanwhile
+) -> None:
+    """All images are found while it works and after it died; the next sync embeds the rest anew."""
+    project, _, images = platform.make_project(6)
+    synced(platform, project)
+
+    def die() -> None:
+        assert platform.indexed(project) == set(images)
+        raise KeyboardInterrupt
+
+    meanwhile(die, encoded=1)
+    with pytest.raises(KeyboardInterrupt):
+        synced(platform, project, force=True)
+    assert found(platform, project) == set(images)
+    platform.stand_in.reset_counts()
+    assert synced(platform, project) == {"embed": 4, "unchanged": 2}
+    assert platform.stand_in.requests["preview"] == 4
+    assert platform.indexed(project) == stamped(platform, project) == set(images)
+
+
+def test_w03_what_qdrant_lost_is_put_back(platform: Platform) -> None:
+    """Images that the platform shows as embedded, and no collection holds, are back after one sync."""
+    project, _, images = platform.make_project(4)
+    synced(platform, project)
+    run = run_of(platform, project)
+    points = next(run.collection.scroll())
+    run.collection.delete(points["point_id"].head(1))
+    assert synced(platform, project) == {"reuse": 1, "unchanged": 3}
+    run.collection.drop()
+    assert stamped(platform, project) == set(images)
+    assert synced(platform, project) == {"reuse": 4}
+    assert platform.indexed(project) == set(images)
+
+
+@pytest.mark.parametrize("skew", [-7200, 7200])
+def test_w04_what_is_trashed_during_a_run_is_removed_by_the_next(
+    platform: Platform, skew: int
+) -> None:
+    """Also where the instance's clock is hours off: the project's time is not later than the listing."""
+    platform.instance.configure(skew=skew)
+    project, dataset, images = platform.make_project(3)
+    synced(platform, project)
+    platform.instance.add_image(dataset, "new.png", picture(100))
+    platform.stand_in.fail("preview", then(lambda instance: instance.trash_image(images[0])))
+    assert synced(platform, project) == {"embed": 1, "unchanged": 3}
+
+    trashed_at = datetime.fromisoformat(platform.instance.image(images[0]).updated_at)
+    told = platform.instance.project(project).embeddings_updated_at
+    assert told
+    assert datetime.fromisoformat(told) < trashed_at
+    assert asked_for(look(platform)) == [str(project)]
+    assert synced(platform, project) == {"remove": 1, "unchanged": 3}
+    assert images[0] not in platform.indexed(project) | stamped(platform, project)
+
+
+@pytest.mark.parametrize("fault", [refuse("INTERNAL"), not_done()])
+def test_w05_a_delete_that_is_not_carried_out_is_an_error_and_done_later(
+    platform: Platform, qdrant: QdrantDouble, fault: QdrantFault
+) -> None:
+    """The run fails, the image keeps its mark, and the next run removes it."""
+    project, _, images = platform.make_project(3)
+    synced(platform, project)
+    platform.instance.trash_image(images[0])
+    qdrant.fail("delete", fault, times=None)
+    with pytest.raises(StoreError):
+        synced(platform, project)
+    assert images[0] in platform.indexed(project) & stamped(platform, project)
+    qdrant.heal()
+    assert synced(platform, project) == {"remove": 1, "unchanged": 2}
+    assert images[0] not in platform.indexed(project) | stamped(platform, project)
+
+
+def test_w05_images_that_fail_hold_up_no_delete(platform: Platform) -> None:
+    """What is in the trash goes in the same run; a mark that could not be taken is taken by the next."""
+    project, dataset, images = platform.make_project(3)
+    synced(platform, project)
+    platform.instance.trash_image(images[0])
+    platform.instance.add_image(dataset, "rotten.png", b"no picture")
+    platform.stand_in.fail(STAMPS, status(500), times=2)
+    with pytest.raises(SourceUnavailable):
+        synced(platform, project)
+    assert platform.indexed(project) == {*images[1:]}
+    assert synced(platform, project) == {"unchanged": 2, "failed": 1}
+    assert stamped(platform, project) == {*images[1:]}
+
+
+def test_w06_a_run_that_only_deletes_succeeds_and_an_error_names_its_cause(
+    platform: Platform,
+) -> None:
+    """The project's time goes on; what fails before anything was done is told as what it is."""
+    project, _, images = platform.make_project(3)
+    synced(platform, project)
+    state = platform.instance.project(project)
+    before = state.embeddings_updated_at
+    platform.instance.trash_image(images[0])
+    assert counts_of_run(platform.sync(project)) == {"remove": 1, "unchanged": 2}
+    assert state.embeddings_updated_at > before
+
+    platform.stand_in.fail("images.list", status(403), times=None)
+    error = platform.sync(project).error
+    assert error == state.error_message
+    assert re.search("does not permit images.list .403 as told by the test", str(error))
+    assert not state.embeddings_in_progress
+
+
+def test_w08_more_ids_than_fit_one_request_are_all_asked_for(platform: Platform) -> None:
+    """Of 120 images exactly the three that changed are said to have changed; 60 projects are all listed."""
+    project, _, images = platform.make_project(120)
+    source = platform.deployment.source
+    rows = next(source.scan(str(project))).images
+    located = rows.select("locator", "content_hash").iter_rows()
+    wanted = [Wanted(locator, hash_, 1000, "preview64q90") for locator, hash_ in located]
+    asked: list[Body] = []
+    platform.stand_in.fail("images.list", slow(0), None, when=lambda b: not asked.append(b))
+    assert source.changed(str(project), wanted) == set()
+    ids = [body["filter"][0]["value"] for body in asked]
+    assert [len(body["filter"]) for body in asked] == [1, 1, 1]
+    assert sorted(id_ for some in ids for id_ in some) == images
+    changed = {images[1], images[60], images[119]}
+    for image in changed:
+        platform.instance.annotate(image)
+        platform.instance.replace_image(image, picture(1000 + image), same_path=True)
+    hashes = dict(rows.select("image_id", "content_hash").iter_rows())
+    expected = {hashes[str(image)] for image in changed}
+    assert source.changed(str(project), wanted) == expected
+
+    team = next(iter(platform.instance.teams))
+    projects = [platform.instance.add_project(f"{number}", team) for number in range(60)]
+    assert source.projects() == [str(id_) for id_ in (project, *projects)]
+
+
+@pytest.mark.parametrize("store", ["embedded", "server"])
+def test_w09_every_page_counts(
+    platform: Platform, small_pages: None, store: str, request: pytest.FixtureRequest
+) -> None:
+    """Ten images and points, three a page: each sync sees all of them, with their vectors."""
+    if store == "server":
+        request.getfixturevalue("qdrant")
+    project, _, images = platform.make_project(10)
+    assert synced(platform, project) == {"embed": 10}
+    collection = run_of(platform, project).collection
+    assert [page.height for page in collection.scroll()] == [3, 3, 3, 1]
+    vectors = [vectors for _, vectors in collection.scroll_vectors()]
+    assert len(np.concatenate(vectors)) == 10
+    assert platform.indexed(project) == stamped(platform, project) == set(images)
+    for image in images[::2]:
+        platform.instance.trash_image(image)
+    assert synced(platform, project) == {"remove": 5, "unchanged": 5}
+
+
+def test_w10_points_of_images_that_vanished_break_no_search(platform: Platform) -> None:
+    """Before the next sync they are found, after it they are gone; the platform is not asked for them."""
+    project, dataset, images = platform.make_project(6)
+    synced(platform, project)
+    platform.instance.trash_image(images[0])
+    new = platform.instance.add_image(dataset, "new.png", picture(100))
+    platform.stand_in.reset_counts()
+    assert found(platform, project) == set(images)
+    assert not platform.stand_in.requests
+    # This one is gone when its bytes are asked for.
+    platform.stand_in.fail("preview", then(lambda instance: instance.trash_image(new)))
+    assert synced(platform, project) == {"remove": 1, "failed": 1, "unchanged": 5}
+    assert synced(platform, project) == {"unchanged": 5}
+    assert found(platform, project) == platform.indexed(project) == set(images[1:])
+
+
+def test_w11_points_follow_their_images(platform: Platform) -> None:
+    """Moved, renamed, deleted for good, a dataset renamed or removed, and at last the project removed."""
+    instance = platform.instance
+    project, one, images = platform.make_project(6)
+    two, three = (instance.add_dataset(project, name) for name in ("two", "three"))
+    instance.move_image(images[5], three)
+    synced(platform, project)
+    instance.move_image(images[0], two)
+    instance.rename_image(images[1], "tom.png")
+    instance.rename_dataset(one, "uno")
+    instance.remove_dataset(three)
+    with instance.lock:
+        del instance.images[images[2]], instance.project(project).images[images[2]]
+    assert synced(platform, project) == {"relabel": 4, "remove": 2}
+    [page] = run_of(platform, project).collection.scroll()
+    columns = page.select("image_id", "dataset_id", "dataset_name", "name").sort("image_id")
+    assert columns.rows() == [
+        (str(images[0]), str(two), "two", "000.png"),
+        (str(images[1]), str(one), "uno", "tom.png"),
+        (str(images[3]), str(one), "uno", "003.png"),
+        (str(images[4]), str(one), "uno", "004.png"),
+    ]
+    platform.make_project(0, "stays")
+    look(platform)
+    instance.remove_project(project)
+    assert [look(platform).retired for _ in range(2)] == [[], [str(project)]]
+    assert platform.indexed(project) == set()
+
+
+def test_w13_a_list_that_changes_between_pages_is_read_whole(
+    platform: Platform, small_pages: None
+) -> None:
+    """Trashed, restored and added meanwhile: the images that stay are embedded and marked, each once."""
+    project, dataset, images = platform.make_project(10)
+    platform.instance.trash_image(images[1])
+
+    def change(instance: Instance) -> None:
+        instance.trash_image(images[0])
+        instance.restore_image(images[1])
+        instance.add_image(dataset, "new.png", picture(100))
+
+    pages = iter(range(100))
+    platform.stand_in.fail("images.list", then(change), when=lambda _: next(pages) == 2)
+    done = synced(platform, project)
+    assert set(done) <= {"embed", "failed"}
+    assert platform.indexed(project) >= {*images[1:]}
+    assert platform.indexed(project) == stamped(platform, project)
+    synced(platform, project)
+    there = {id_ for id_, image in platform.instance.images.items() if not image.disabled}
+    assert len(there) == 10
+    assert platform.indexed(project) == stamped(platform, project) == there
+
+
+def test_w13_an_image_that_is_listed_twice_counts_once(
+    platform: Platform, small_pages: None
+) -> None:
+    """As it does where pages shift while they are read."""
+    project, _, images = platform.make_project(5)
+
+    told: list[Body] = []
+
+    def with_earlier_ones_again(exchange: Asked) -> None:
+        page = json.loads(exchange.work().body)
+        told.extend(page["entities"])
+        page["entities"] += told[:2]
+        exchange.send(Reply.of(page))
+
+    platform.stand_in.fail("images.list", with_earlier_ones_again, times=None)
+    assert synced(platform, project) == {"embed": 5}
+    assert platform.indexed(project) == stamped(platform, project) == set(images)
+
+
+LISTED_TO_MARK = ("images.list", lambda asked: UNMARKED in asked["filter"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "when", "embedded"),
+    [
+        ("preview", of_image(), {"embed": 2, "failed": 1}),
+        ("images.list", lambda asked: UNMARKED in asked["filter"], {"embed": 3}),
+        (STAMPS, of_image(), {"embed": 3}),
+    ],
+    ids=["listing to download", "download to marking", "marking"],
+)
+def test_w14_an_image_replaced_during_a_run_gets_its_new_vector(
+    platform: Platform, kind: str, when: Callable[[Body], bool], embedded: dict[str, int]
+) -> None:
+    """Replaced at the same path, the platform keeping its mark: the next sync embeds what is there then."""
