@@ -57,3 +57,64 @@ SLOW_EVERY = 1_000
 ORIGINAL = (1600, 1200)
 PREVIEWS = 64  # different ones, shown in turn
 CEILING_IMAGES = 3_000
+
+
+def main() -> None:
+    """Set up, look, sync, print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--images", type=int, default=20_000)
+    images: int = parser.parse_args().images
+    few = min(images, CEILING_IMAGES)
+    with tempfile.TemporaryDirectory() as top, stand_in() as site:
+        os.environ |= {"API_TOKEN": "token", "SERVER_ADDRESS": site.do("address")}
+        bench = Bench(site, Path(top))
+        report = {"images": images, "look": bench.look()}
+        link = bench.bare(few)
+        report |= {"link_images_per_second": link}
+        report |= {"no_latency": bench.sync(few, 0.0)}
+        report |= {"folder": bench.folder(few)}
+        report |= {"steady": bench.sync(images, LATENCY_SECONDS)}
+        report |= {"some_slow": bench.sync(images, LATENCY_SECONDS, slow=True)}
+    print(json.dumps(report | machine() | {"versions": versions()}))
+
+
+class Site(StandIn):
+    """The stand-in, which notes when previews were under way, and what the benchmark has it do."""
+
+    def __init__(self) -> None:
+        self.moves: list[tuple[float, int]] = []
+        self._previews = cycle(map(picture, range(PREVIEWS)))
+        super().__init__()
+
+    @contextmanager
+    def counted(self, kind: str) -> Iterator[None]:
+        """Also note when a preview is begun and done."""
+        with super().counted(kind):
+            if kind == "preview":
+                self.moves.append((time.monotonic(), 1))
+            try:
+                yield
+            finally:
+                if kind == "preview":
+                    self.moves.append((time.monotonic(), -1))
+
+    def preview(self, *_: object) -> Reply:
+        """One that is made already."""
+        return Reply(200, next(self._previews), {"Content-Type": "image/jpeg"})
+
+    def address(self) -> str:
+        """For SERVER_ADDRESS."""
+        return self.url
+
+    def fill(self, images: int, projects: int = 1, teams: int = 1) -> list[int]:
+        """Projects of so many images each, no two the same; their ids."""
+        instance = self.instance
+        team_ids = [instance.add_team("team") for _ in range(teams)]
+        ids = [
+            instance.add_project(f"project {n}", team_ids[n % teams]) for n in range(projects)
+        ]
+        for id_ in ids:
+            dataset = instance.add_dataset(id_, "dataset")
+            named = {f"{n:06}.png": HEADER + f"{id_} {n}".encode() for n in range(images)}
+            instance.add_images(dataset, named)
+        return ids

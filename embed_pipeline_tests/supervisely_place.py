@@ -58,7 +58,7 @@ class Platform:
         team = next(iter(self.instance.teams), None) or self.instance.add_team("team", "pro")
         project = self.instance.add_project(name, team)
         dataset = self.instance.add_dataset(project, "one")
-        pictures = {f"{i:03}.png": picture(i) for i in range(images)}
+        pictures = {f"{i:03}.png": picture(1000 * project + i) for i in range(images)}
         return project, dataset, self.instance.add_images(dataset, pictures)
 
     def sync(self, project: int, **options: object) -> SyncOutcome:

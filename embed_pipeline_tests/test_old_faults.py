@@ -474,19 +474,411 @@ def test_w13_an_image_that_is_listed_twice_counts_once(
     assert platform.indexed(project) == stamped(platform, project) == set(images)
 
 
-LISTED_TO_MARK = ("images.list", lambda asked: UNMARKED in asked["filter"])
+def encoded(run: ProjectRun, data: bytes) -> Vectors:
+    """The vector of a picture."""
+    wanted = run.card.preprocessing
+    pixels = preprocess(decode(data, target=wanted.size, max_pixels=10**6), wanted)
+    return np.asarray(run.deployment.encoder(run.card).encode_images(pixels[None])[0])
 
 
 @pytest.mark.parametrize(
-    ("kind", "when", "embedded"),
+    ("kind", "condition", "first"),
     [
-        ("preview", of_image(), {"embed": 2, "failed": 1}),
-        ("images.list", lambda asked: UNMARKED in asked["filter"], {"embed": 3}),
-        (STAMPS, of_image(), {"embed": 3}),
+        ("preview", None, {"failed": 1}),
+        ("images.list", UNMARKED, {"embed": 1}),
+        (STAMPS, None, {"embed": 1}),
     ],
-    ids=["listing to download", "download to marking", "marking"],
+    ids=["before its download", "before it is marked", "while it is marked"],
 )
 def test_w14_an_image_replaced_during_a_run_gets_its_new_vector(
-    platform: Platform, kind: str, when: Callable[[Body], bool], embedded: dict[str, int]
+    platform: Platform, kind: str, condition: Body | None, first: dict[str, int]
 ) -> None:
-    """Replaced at the same path, the platform keeping its mark: the next sync embeds what is there then."""
+    """At the same path, the platform keeping its mark: the next sync embeds what is there then."""
+    platform.instance.configure(nulls_on_change=False)
+    project, _, [image] = platform.make_project(1)
+    new = picture(100)
+    replace = then(lambda instance: instance.replace_image(image, new, same_path=True))
+    platform.stand_in.fail(
+        kind, replace, when=lambda asked: condition in (None, *asked.get("filter", ()))
+    )
+    assert synced(platform, project) == first
+    assert stamped(platform, project) == ({image} if kind == STAMPS else set())
+    assert asked_for(look(platform)) == [str(project)]
+    monkey = failures.FIRST_RETRY
+    assert synced(platform, project) == {"embed": 1}
+    assert stamped(platform, project) == {image}
+    run = run_of(platform, project)
+    [(_, [vector])] = run.collection.scroll_vectors()
+    assert vector @ encoded(run, new) > 0.98 > vector @ encoded(run, picture(0))
+
+
+def test_w15_custom_data_is_the_users(platform: Platform, meanwhile: Meanwhile) -> None:
+    """None, or what somebody writes there while a run works: byte for byte what it was."""
+    project, _, _ = platform.make_project(1)
+    state = platform.instance.project(project)
+    state.custom_data = None  # type: ignore[assignment]  # the platform has such projects
+    theirs = '{"b": [1.50, null, {"é": "ü"}], "a": {}, "embeddings_update_started_at": 1}'
+
+    def edit() -> None:
+        assert state.custom_data is None
+        state.custom_data = json.loads(theirs)
+
+    meanwhile(edit)
+    assert counts_of_run(platform.sync(project)) == {"embed": 1}
+    assert json.dumps(state.custom_data) == json.dumps(json.loads(theirs))
+
+
+def test_w16_a_second_run_of_a_project_is_refused_and_disturbs_nothing(
+    platform: Platform, meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even by failing: the first one's flag stays until it ends, and no look asks for another run."""
+    monkeypatch.setenv("EMBED_LEASE_WAIT_SECONDS", "0")
+    project, _, _ = platform.make_project(2)
+    state = platform.instance.project(project)
+    seen = []
+
+    def again() -> None:
+        second = platform.sync(project)
+        assert second.status == "failed"
+        assert re.search(f"run .* works on this project", str(second.error))
+        tick = look(platform)
+        assert (tick.requests, tick.skipped) == ([], {"working": [str(project)]})
+        seen.append((state.embeddings_in_progress, state.error_message))
+
+    meanwhile(again)
+    assert counts_of_run(platform.sync(project)) == {"embed": 2}
+    assert seen == [(True, None)]
+    assert not state.embeddings_in_progress
+
+
+def test_w17_after_a_stop_nothing_works_and_the_next_run_keeps_its_flag(
+    platform: Platform, small_batches: None, meanwhile: Meanwhile
+) -> None:
+    """When `stop` returns, the run has ended and written what it encoded; nothing of it comes later."""
+    project, _, images = platform.make_project(8)
+    state, home = platform.instance.project(project), run_of(platform, project).home
+    told: list[tuple[Stopped, bool, object, int]] = []
+
+    def stop() -> None:
+        stopped = stop_project(platform.deployment, platform.dagster, str(project))
+        asked = platform.stand_in.requests["preview"]
+        told.append((stopped, state.embeddings_in_progress, lease_holder(home), asked))
+
+    stopping_ = threading.Thread(target=stop)
+
+    def hang() -> None:
+        stopping_.start()
+        time.sleep(20)
+
+    meanwhile(hang, encoded=1)
+    assert platform.sync(project).status == "canceled"
+    stopping_.join()
+    [(stopped, working, holder, asked)] = told
+    assert (stopped.success, stopped.is_current_task) == (True, True)
+    assert (working, holder, state.error_message) == (False, None, None)
+    assert len(platform.indexed(project)) == 2
+    assert not home.progress.exists()
+    assert platform.stand_in.requests["preview"] == asked
+
+    flags = []
+    meanwhile(lambda: flags.append(state.embeddings_in_progress), encoded=2)
+    assert counts_of_run(platform.sync(project)) == {"embed": 6, "unchanged": 2}
+    assert (flags, state.embeddings_in_progress) == ([True], False)
+
+
+def test_w18_a_stop_touches_no_other_project(platform: Platform, meanwhile: Meanwhile) -> None:
+    """What works on another goes on to its end, under its flag."""
+    (works, _, _), (idle, _, _) = platform.make_project(2), platform.make_project(2, "dogs")
+    flags = []
+
+    def stop_the_other() -> None:
+        stopped = stop_project(platform.deployment, platform.dagster, str(idle))
+        assert not stopped.is_current_task
+        flags.append(platform.instance.project(works).embeddings_in_progress)
+
+    meanwhile(stop_the_other)
+    assert counts_of_run(platform.sync(works)) == {"embed": 2}
+    assert flags == [True]
+
+
+def test_w18_a_stop_that_reaches_nobody_does_not_claim_success(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever works on another machine goes on, and so does the flag."""
+    project, _, _ = platform.make_project(1)
+    run = run_of(platform, project)
+    state = platform.instance.project(project)
+    state.embeddings_in_progress = True
+    with lease(run.home, str(project), "run 5f0c", 0):
+        monkeypatch.setattr(stopping.socket, "gethostname", lambda: "another machine")
+        with pytest.raises(RunNotStopped, match="works on this project; stop it there"):
+            stop_project(platform.deployment, platform.dagster, str(project))
+    assert state.embeddings_in_progress
+
+
+def test_w19_a_flag_that_nobody_works_under_is_cleared_by_the_next_look(
+    platform: Platform,
+) -> None:
+    """Whatever custom data says; not under a queued run or a lease, and the work is asked for again."""
+    project, _, _ = platform.make_project(1)
+    state = platform.instance.project(project)
+    state.embeddings_in_progress = True
+    run = dg.DagsterRun(
+        "sync_project", run_id=str(uuid4()), tags={PARTITION_NAME_TAG: str(project)}
+    )
+    platform.dagster.add_run(run)
+    assert look(platform).skipped == {"working": [str(project)]}
+    assert state.embeddings_in_progress
+    platform.dagster.report_run_failed(run)
+    with lease(run_of(platform, project).home, str(project), "run 5f0c", 0):
+        look(platform)
+        assert state.embeddings_in_progress
+    look(platform)
+    assert not state.embeddings_in_progress
+    assert "killed" in str(state.error_message)
+
+
+def test_w20_small_projects_do_not_wait_for_a_large_one(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One look asks for all, the smallest first; large runs leave slots to the others."""
+    monkeypatch.setattr(changes, "LARGE_IMAGES", 5)
+    large, small, tiny = (platform.make_project(n, f"of {n}")[0] for n in (6, 2, 1))
+    tick = look(platform)
+    assert [(request.project, request.large) for request in tick.requests] == [
+        (str(tiny), False),
+        (str(small), False),
+        (str(large), True),
+    ]
+    tags = [_run_request(request).tags for request in tick.requests]
+    assert [LARGE_TAGS.items() <= each.items() for each in tags] == [False, False, True]
+    runs = yaml.safe_load(shipped("dagster.yaml").read_text())["concurrency"]["runs"]
+    [of_large] = [each for each in runs["tag_concurrency_limits"] if each["key"] in LARGE_TAGS]
+    assert of_large["limit"] < runs["max_concurrent_runs"]
+
+
+def test_w22_the_free_plan_switches_nothing_off(platform: Platform) -> None:
+    """Its projects are left out by name and reason; switch, marks and points stay, until it has a plan."""
+    project, _, images = platform.make_project(2)
+    synced(platform, project)
+    [team] = platform.instance.teams
+    look(platform)
+    platform.instance.set_plan(team, "free")
+    platform.stand_in.reset_counts()
+    for _ in range(3):
+        tick = look(platform)
+        assert tick.retired == []
+        assert tick.skipped == {f"team {team} has the free plan, without AI search": [str(project)]}
+    assert {*platform.stand_in.requests} == {"projects.list.all", "teams.info"}
+    assert platform.instance.project(project).embeddings_enabled
+    assert stamped(platform, project) == found(platform, project) == set(images)
+    platform.instance.set_plan(team, "pro")
+    assert look(platform).skipped == {"unchanged": [str(project)]}
+
+
+def test_w23_a_download_that_hangs_blocks_nothing(
+    platform: Platform, small_batches: None, meanwhile: Meanwhile
+) -> None:
+    """Looks, searches and syncs of others go on; all but its own image go in, and the wait has an end."""
+    (project, _, images), (other, dataset, others) = (platform.make_project(n) for n in (5, 2))
+    synced(platform, other)
+    new = platform.instance.add_image(dataset, "new.png", picture(100))
+    for kind in ("preview", "images.download"):
+        platform.stand_in.fail(kind, slow(60), None, when=of_image(images[0]))
+
+    def go_on() -> None:
+        assert str(other) in asked_for(look(platform))
+        assert synced(platform, other) == {"embed": 1, "unchanged": 2}
+        assert found(platform, other) == {*others, new}
+
+    meanwhile(go_on, encoded=1)
+    started = time.monotonic()
+    assert synced(platform, project) == {"embed": 4, "failed": 1}
+    assert time.monotonic() - started < 20
+    assert platform.indexed(project) == {*images[1:]}
+
+
+def test_w24_listing_and_downloading_take_little_memory(
+    platform: Platform, small_pages: None, monkeypatch: pytest.MonkeyPatch, meanwhile: Meanwhile
+) -> None:
+    """A page is asked for when the last one was taken; downloads keep a few batches ahead of the encoder."""
+    for name, number in (("DOWNLOADS", 3), ("DECODE_WORKERS", 1), ("BATCH_SIZE", 4)):
+        monkeypatch.setenv(f"EMBED_{name}", str(number))
+    project, _, _ = platform.make_project(40)
+    requests = platform.stand_in.requests
+    source = platform.deployment.source
+    for number, page in enumerate(source.scan(str(project)), start=1):
+        assert page.images.height <= 3
+        assert requests["images.list"] == number
+
+    ahead = []
+
+    def stand_still() -> None:
+        while requests["preview"] not in ahead:
+            ahead.append(requests["preview"])
+            time.sleep(0.3)
+
+    meanwhile(stand_still)
+    assert synced(platform, project) == {"embed": 40}
+    assert 4 < ahead[-1] <= 4 + embedding.BATCHES_AHEAD * 4 + 3
+    # A request is counted until its thread at the server has come back.
+    assert platform.stand_in.in_flight_most["preview"] <= 3 + 1
+
+
+def test_w25_content_is_fetched_once_by_many_at_once_over_few_connections(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies are not fetched, in no project; and what made the vectors is known, so another model is seen."""
+    monkeypatch.setenv("EMBED_DOWNLOADS", "8")
+    connections = []
+    connect = Door.get_request
+    monkeypatch.setattr(Door, "get_request", lambda door: connections.append(door) or connect(door))
+    project, dataset, images = platform.make_project(40)
+    copies = {f"copy-{number}.png": picture(number) for number in range(10)}
+    platform.instance.add_images(dataset, copies)
+    platform.stand_in.fail("preview", slow(0.05), times=None)
+    assert synced(platform, project) == {"embed": 40, "reuse": 10}
+    requests, most = platform.stand_in.requests, platform.stand_in.in_flight_most
+    assert (requests["preview"], requests["images.download"]) == (40, 0)
+    assert most["preview"] > 4
+    assert len(connections) <= 8 + 4
+    other, _, _ = platform.make_project(10, "copies of the first ten")
+    assert synced(platform, other) == {"reuse": 10}
+    assert requests["preview"] == 40
+
+    run = run_of(platform, project)
+    state = CollectionState.read(run.home.state)
+    assert state
+    assert (
+        state.space == run.card.space == "-".join([run.card.slug, run.card.space.split("-", 1)[1]])
+    )
+    assert run.deployment.store.spaces(run.project_id) == [run.card.space]
+    assert asked_for(look(platform)) == []
+    monkeypatch.setenv("EMBED_ORIGINALS", "1")
+    assert asked_for(look(platform)) == [str(other), str(project)]
+
+
+def test_w27_whether_projects_are_up_to_date_takes_as_many_requests_for_any_size(
+    platform: Platform, small_pages: None
+) -> None:
+    """No image is listed for it."""
+    (large, dataset, _), (small, _, _) = (platform.make_project(n, f"of {n}") for n in (30, 1))
+    for project in (large, small):
+        synced(platform, project)
+    platform.stand_in.reset_counts()
+    assert look(platform).skipped == {"unchanged": [str(small), str(large)]}
+    assert [status.status for status in project_statuses(platform.deployment)] == ["in sync"] * 2
+    assert platform.stand_in.requests == {"projects.list.all": 2, "teams.info": 2}
+    platform.instance.add_image(dataset, "new.png", picture(100))
+    assert asked_for(look(platform)) == [str(large)]
+    assert platform.stand_in.requests == {"projects.list.all": 3, "teams.info": 3}
+
+
+def test_w30_previews_are_never_smaller_than_the_models_input(platform: Platform) -> None:
+    """Wide, tall, turned by EXIF: the short side is at least the model's; tiny ones come as they are."""
+    project, dataset, _ = platform.make_project(0)
+    shapes = {"wide": (640, 360), "tall": (360, 640), "tiny": (40, 30), "long": (6600, 100)}
+    pictures = {f"{name}.jpg": picture(1, size, "JPEG") for name, size in shapes.items()}
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.open(BytesIO(pictures["wide.jpg"])).save(file := BytesIO(), "JPEG", exif=turned)
+    pictures["turned.jpg"] = file.getvalue()
+    platform.instance.add_images(dataset, pictures)
+    paths: list[str] = []
+    platform.stand_in.fail("preview", slow(0), None, when=lambda a: not paths.append(a["path"]))
+
+    run = run_of(platform, project)
+    side = run.card.preprocessing.size
+    [page] = run.deployment.source.scan(str(project))
+    sizes = {}
+    for name, locator, hash_ in page.images.select("name", "locator", "content_hash").iter_rows():
+        wanted = Wanted(locator, hash_, 10**7, run.card.rendition)
+        data = run.deployment.source.fetch(str(project), wanted, threading.Event())
+        sizes[name] = ImageOps.exif_transpose(Image.open(BytesIO(data))).size
+    short = {name: min(size) for name, size in sizes.items()}
+    assert min(short.values()) == short.pop("tiny.jpg") == 30
+    assert side <= min(short.values())
+    assert sizes["turned.jpg"] == sizes["tall.jpg"]
+    assert max(short[name] for name in ("wide.jpg", "tall.jpg", "turned.jpg")) <= side + 2
+    assert sizes["long.jpg"] == (6600, 100), "its original is as quickly fetched"
+    assert len(paths) == 4
+    assert min(int(re.search(r"/q:(\d+)/", path)[1]) for path in paths) >= 90
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    """An address where nobody may ever call."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def test_w32_no_address_of_a_user_is_ever_called(
+    platform: Platform, elsewhere: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Links are followed by the instance, redirects by nobody; previews are asked for without a token."""
+    project, dataset, [plain, moved] = platform.make_project(2)
+    link = platform.instance.add_image(
+        dataset, "far.png", picture(5), link=f"{elsewhere}/far.png", hash_known=False
+    )
+    away = status(302, {"Location": f"{elsewhere}/x"})
+    for kind in ("preview", "images.download"):
+        platform.stand_in.fail(kind, away, None, when=of_image(moved))
+    tokens = []
+    get = Exchange.do_GET
+    monkeypatch.setattr(
+        Exchange, "do_GET", lambda self: tokens.append(self.headers.get("x-api-key")) or get(self)
+    )
+    assert synced(platform, project) == {"embed": 2, "failed": 1}
+    assert platform.indexed(project) == {plain, link}
+    assert tokens
+    assert {*tokens} == {None}
+    platform.stand_in.fail("projects.info", status(307, {"Location": f"{elsewhere}/y"}))
+    with pytest.raises(SourceRefused, match=f"has moved, it says to .* set SERVER_ADDRESS"):
+        synced(platform, project)
+
+
+def test_w32_a_text_is_a_text(
+    platform: Platform, elsewhere: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What looks like a file or an address is neither opened nor called; an image is never an address."""
+    project, _, _ = platform.make_project(2)
+    synced(platform, project)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.jpg").write_bytes(picture(1))
+    (tmp_path / "x.jpg").chmod(0)
+    deployment = platform.deployment
+    for text in ("x.jpg", f"{elsewhere}/remote/x.jpg", "a, b"):
+        asked = Query(texts=[text])
+        assert len(search(deployment, str(project), asked).hits) == 2
+    with pytest.raises(QueryError, match="neither an image id nor a name"):
+        search(deployment, str(project), Query(like=[f"{elsewhere}/remote/x.jpg"]))
+
+
+def test_w33_no_secret_is_told_anywhere(
+    platform: Platform,
+    qdrant: QdrantDouble,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Neither token nor the API key: not at DEBUG, in errors that repeat them, in Dagster, or in files."""
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 409, 422])
+def test_w34_what_does_not_pass_is_asked_once_and_keeps_its_cause(
+    platform: Platform, code: int
+) -> None:
+    """The error names what was asked and said; what may pass is tried again, a bounded number of times."""
+    project, _, _ = platform.make_project(1)
+    source = platform.deployment.source
+    requests = platform.stand_in.requests
+    platform.stand_in.fail("projects.info", status(code), times=None)
+    with pytest.raises(SourceError, match="projects.info") as raised:
+        source.revision(str(project))
+    assert requests["projects.info"] == 1
+    causes = [raised.value]
+    while cause := causes[-1].__cause__:
+        causes.append(cause)
+    assert f"{code} as told by the test" in str(causes[-1])
