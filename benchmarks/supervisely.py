@@ -1,102 +1,140 @@
-"""A Supervisely instance as a source: what a look asks of it, and how fast its images become vectors.
+"""A Supervisely instance as a source: what a look asks of it, and how its images are downloaded.
 
     python -m benchmarks.supervisely [--images 20000]
 
 Prints one JSON line. The instance is a stand-in in a process of its own, which answers each preview
-after LATENCY_SECONDS, and one in SLOW_EVERY after SLOW_SECONDS. `look`: one look of the sensor at
-PROJECTS projects of which CHANGED changed. `steady`, `some_slow`: a first sync without and with the
-slow images. Its ceilings are a bare client with as many connections (`link`), the same sync of an
-instance that answers at once (`no_latency`), and one of the same pictures in a folder (`folder`).
+after LATENCY_SECONDS and, where some are slow, one in SLOW_EVERY after SLOW_SECONDS. Of a first sync:
+`link` is what a bare client downloads from it with as many connections; `no_latency` the same sync of
+fewer images that are answered at once, which only the cores bound; `folder` the same pictures in files.
 """
 
 import argparse
 import io
 import json
-import os
+import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import cycle
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from threading import Event
-from typing import Any, Self
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import httpx
 import numpy as np
 from PIL import Image
 
-from benchmarks.machine import machine, versions
+from benchmarks.machine import machine
 from embed_pipeline import embedding
 from embed_pipeline.changes import Noticed, write_noticed
+from embed_pipeline.collection_state import CollectionState
 from embed_pipeline.defs.run_history import DagsterRuns
-from embed_pipeline.deployment import Deployment, open_deployment
+from embed_pipeline.deployment import Deployment
+from embed_pipeline.embedding import Content, Prepared, Throughput, Work
+from embed_pipeline.models.protocol import Pixels
 from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.runs import dagster_instance
-from embed_pipeline.sync import sync
+from embed_pipeline.settings import load_settings
+from embed_pipeline.sync import apply, diff, embed, scan
 from embed_pipeline.watching import look_around
-from embed_pipeline_tests.supervisely_faults import Exchange, answered
-from embed_pipeline_tests.supervisely_records import Image as Held
+from embed_pipeline_tests.supervisely_faults import slow
+from embed_pipeline_tests.supervisely_lists import Reply
 from embed_pipeline_tests.supervisely_server import StandIn
 
 TEAMS = 5
 PROJECTS = 500
 PROJECT_IMAGES = 20
 CHANGED = 3
-MOST_ASKED = 20
 
 LATENCY_SECONDS = 0.05
 SLOW_SECONDS = 8.0
 SLOW_EVERY = 1_000
-ORIGINAL = (1600, 1200)
-PREVIEWS = 64  # different ones, shown in turn
+# Of the ceilings: the rate is the same with fewer.
 CEILING_IMAGES = 3_000
+ORIGINAL = (1600, 1200)
+PREVIEW = (86, 64)
+PREVIEWS = 64  # that differ; they are given in turn
 
 
 def main() -> None:
-    """Set up, look, sync, print."""
+    """Look, sync, print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=20_000)
     images: int = parser.parse_args().images
+    with tempfile.TemporaryDirectory() as top, standing_in() as site:
+        figures = measure(Bench(site, Path(top)), images)
+    print(json.dumps({"images": images, **figures, **machine()}))
+
+
+def measure(bench: "Bench", images: int) -> dict[str, Any]:
+    """All figures."""
     few = min(images, CEILING_IMAGES)
-    with tempfile.TemporaryDirectory() as top, stand_in() as site:
-        os.environ |= {"API_TOKEN": "token", "SERVER_ADDRESS": site.do("address")}
-        bench = Bench(site, Path(top))
-        report = {"images": images, "look": bench.look()}
-        link = bench.bare(few)
-        report |= {"link_images_per_second": link}
-        report |= {"no_latency": bench.sync(few, 0.0)}
-        report |= {"folder": bench.folder(few)}
-        report |= {"steady": bench.sync(images, LATENCY_SECONDS)}
-        report |= {"some_slow": bench.sync(images, LATENCY_SECONDS, slow=True)}
-    print(json.dumps(report | machine() | {"versions": versions()}))
+    look = bench.look()
+    link = bench.link(few)
+    no_latency = bench.sync(few, 0.0)
+    folder = bench.folder(few)
+    all_fast = bench.sync(images, LATENCY_SECONDS)
+    some_slow = bench.sync(images, LATENCY_SECONDS, some_slow=True)
+    rates = {"link": link.rate, "no_latency": no_latency.rate, "folder": folder}
+    held = LATENCY_SECONDS / (LATENCY_SECONDS + SLOW_SECONDS / SLOW_EVERY)
+    return {
+        "look": look,
+        "downloads": bench.downloads,
+        "link": link.told(bench.downloads),
+        "no_latency": no_latency.told(),
+        "folder_images_per_second": round(folder, 1),
+        "all_fast": all_fast.told() | against(all_fast, rates),
+        "some_slow": some_slow.told() | against(some_slow, rates | {"link": link.rate * held}),
+        "slow_to_fast": {
+            "images_per_second": round(some_slow.rate / all_fast.rate, 3),
+            "encoder_waited_s": round(some_slow.waited / all_fast.waited, 3),
+            "longest_wait_s": round(some_slow.longest_wait / all_fast.longest_wait, 3),
+        },
+    }
+
+
+def against(run: "Synced", ceilings: dict[str, float]) -> dict[str, float]:
+    """A rate as a part of each ceiling's, and of the lowest's."""
+    lowest = min(ceilings.values())
+    parts = {f"of_{name}": round(run.rate / rate, 3) for name, rate in ceilings.items()}
+    return parts | {"of_lowest": round(run.rate / lowest, 3)}
+
+
+class Told(NamedTuple):
+    """What the stand-in saw since it was asked last. moves: +1 where a preview was begun, -1 where done."""
+
+    requests: dict[str, int]
+    moves: list[tuple[float, int]]
+    cpu_seconds: float
+    unknown: list[str]
 
 
 class Site(StandIn):
-    """The stand-in, which notes when previews were under way, and what the benchmark has it do."""
+    """The stand-in, in a process of its own."""
 
     def __init__(self) -> None:
         self.moves: list[tuple[float, int]] = []
-        self._previews = cycle(map(picture, range(PREVIEWS)))
+        self._previews = cycle([jpeg(seed) for seed in range(PREVIEWS)])
+        self._cpu_seconds = time.process_time()
         super().__init__()
 
     @contextmanager
     def counted(self, kind: str) -> Iterator[None]:
         """Also note when a preview is begun and done."""
         with super().counted(kind):
-            if kind == "preview":
-                self.moves.append((time.monotonic(), 1))
+            if kind != "preview":
+                yield
+                return
+            self.moves.append((time.monotonic(), 1))
             try:
                 yield
             finally:
-                if kind == "preview":
-                    self.moves.append((time.monotonic(), -1))
+                self.moves.append((time.monotonic(), -1))
 
     def preview(self, *_: object) -> Reply:
         """One that is made already."""
@@ -107,14 +145,360 @@ class Site(StandIn):
         return self.url
 
     def fill(self, images: int, projects: int = 1, teams: int = 1) -> list[int]:
-        """Projects of so many images each, no two the same; their ids."""
-        instance = self.instance
-        team_ids = [instance.add_team("team") for _ in range(teams)]
-        ids = [
-            instance.add_project(f"project {n}", team_ids[n % teams]) for n in range(projects)
-        ]
-        for id_ in ids:
-            dataset = instance.add_dataset(id_, "dataset")
-            named = {f"{n:06}.png": HEADER + f"{id_} {n}".encode() for n in range(images)}
-            instance.add_images(dataset, named)
-        return ids
+        """Projects of images that differ from each other: their numbers."""
+        instance, original = self.instance, png()
+        members = [instance.add_team("team") for _ in range(teams)]
+        made = [instance.add_project("project", members[n % teams]) for n in range(projects)]
+        for project in made:
+            dataset = instance.add_dataset(project, "dataset")
+            names = (f"{number:06}.png" for number in range(images))
+            pictures = {name: original + f"{project} {name}".encode() for name in names}
+            instance.add_images(dataset, pictures)
+        return made
+
+    def change(self, projects: list[int]) -> None:
+        """One more image in each."""
+        for dataset in [*self.instance.datasets.values()]:
+            if dataset.project_id in projects:
+                self.instance.add_image(dataset.id, "new.png", png() + b"new")
+
+    def paths(self, project: int) -> list[str]:
+        """Of the originals."""
+        return [str(image.path) for image in self.instance.project(project).images.values()]
+
+    def delay(self, seconds: float, slow_paths: list[str]) -> None:
+        """Answer previews so late from now on, and those of some paths after SLOW_SECONDS."""
+        self.heal()
+        late = tuple(slow_paths)
+        if late:
+            self.fail("preview", slow(SLOW_SECONDS), None, lambda a: a["path"].endswith(late))
+        if seconds:
+            self.fail("preview", slow(seconds), None)
+
+    def told(self) -> Told:
+        """What was seen since the last time."""
+        cpu = time.process_time()
+        told = Told(dict(self.requests), self.moves, cpu - self._cpu_seconds, self.unknown)
+        self.reset_counts()
+        self.moves, self._cpu_seconds = [], cpu
+        return told
+
+
+def serve(pipe: Connection) -> None:
+    """The process of the stand-in: does what it is told until nobody is there."""
+    with Site() as site, suppress(EOFError):
+        while True:
+            name, *args = pipe.recv()
+            pipe.send(getattr(site, name)(*args))
+
+
+class Remote:
+    """Calls the stand-in in its process."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def do(self, name: str, *args: object) -> Any:
+        """What the method of Site returns."""
+        self._pipe.send((name, *args))
+        return self._pipe.recv()
+
+
+@contextmanager
+def standing_in() -> Iterator[Remote]:
+    """The stand-in; spawned, so that it shares nothing with this process."""
+    spawn = get_context("spawn")
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=serve, args=(there,), daemon=True)
+    process.start()
+    there.close()
+    try:
+        yield Remote(here)
+    finally:
+        here.close()
+        process.join()
+
+
+@dataclass(frozen=True)
+class Link:
+    """Downloads as the stand-in saw them."""
+
+    moves: list[tuple[float, int]]
+
+    @property
+    def last_begun(self) -> float:
+        """When nothing was left to be begun."""
+        return max(at for at, change in self.moves if change > 0)
+
+    @property
+    def rate(self) -> float:
+        """Downloads begun in a second, while some were left."""
+        begun = sum(change > 0 for _, change in self.moves)
+        return begun / (self.last_begun - min(self.moves)[0])
+
+    def told(self, downloads: int) -> dict[str, float]:
+        """How busy it was while downloads were left."""
+        times, changes = np.array(sorted(self.moves)).T
+        seconds, under_way = np.diff(times), np.cumsum(changes)[:-1]
+        left = times[:-1] < self.last_begun
+        seconds, under_way = seconds[left], under_way[left]
+
+        def share(at_least: float) -> float:
+            return round(float(seconds[under_way >= at_least].sum() / seconds.sum()), 3)
+
+        mean = float((seconds * under_way).sum() / seconds.sum())
+        return {
+            "images_per_second": round(self.rate, 1),
+            "under_way": round(mean, 1),
+            "share_all_under_way": share(downloads),
+            "share_three_quarters_under_way": share(0.75 * downloads),
+        }
+
+
+@dataclass
+class Watch:
+    """When the encoder asked for its next batch and got it, and the seconds that commits held it up."""
+
+    waits: list[tuple[float, float, int]] = field(default_factory=list)
+    commit_seconds: list[float] = field(default_factory=list)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch what is embedded meanwhile."""
+        batches_of, add = embedding._batches, embedding.Committer.add  # noqa: SLF001
+
+        def batches(
+            prepared: Iterator[Prepared], work: Work
+        ) -> Iterator[list[tuple[Content, Pixels]]]:
+            coming = batches_of(prepared, work)
+            while True:
+                asked = time.monotonic()
+                batch = next(coming, None)
+                self.waits.append((asked, time.monotonic(), len(batch or ())))
+                if batch is None:
+                    return
+                yield batch
+
+        def timed_add(committer: embedding.Committer, embedded: embedding.Embedded) -> None:
+            started = time.monotonic()
+            add(committer, embedded)
+            self.commit_seconds.append(time.monotonic() - started)
+
+        with (
+            patch.object(embedding, "_batches", batches),
+            patch.object(embedding.Committer, "add", timed_add),
+        ):
+            yield
+
+
+@dataclass(frozen=True)
+class Synced:
+    """A first sync. seconds: of its steps."""
+
+    downloads: int
+    seconds: dict[str, float]
+    throughput: Throughput
+    state: CollectionState
+    watch: Watch
+    seen: Told
+    cpu_seconds: float
+
+    @property
+    def link(self) -> Link:
+        """Its downloads."""
+        return Link(self.seen.moves)
+
+    @property
+    def rate(self) -> float:
+        """Images that the encoder got in a second, while there were some left to download."""
+        waits = self._waits
+        return sum(size for _, _, size in waits) / (waits[-1][1] - waits[0][0])
+
+    @property
+    def waits(self) -> list[float]:
+        """The encoder's seconds without a batch, while there were images left to download."""
+        return [got - asked for asked, got, _ in self._waits]
+
+    @property
+    def _waits(self) -> list[tuple[float, float, int]]:
+        end = self.link.last_begun
+        return [wait for wait in self.watch.waits if wait[1] <= end]
+
+    @property
+    def waited(self) -> float:
+        """Seconds in all."""
+        return sum(self.waits)
+
+    @property
+    def longest_wait(self) -> float:
+        """The first batch is none: nothing was under way yet."""
+        return max(self.waits[1:], default=0.0)
+
+    def told(self) -> dict[str, Any]:
+        """The figures."""
+        whole = self.throughput.seconds
+        used = self.cpu_seconds + self.seen.cpu_seconds
+        return {
+            "images_per_second": round(self.rate, 1),
+            "link": self.link.told(self.downloads),
+            "seconds": {name: round(seconds, 1) for name, seconds in self.seconds.items()},
+            "last_download_s": round(self.watch.waits[-1][1] - self.link.last_begun, 1),
+            "encoder_waited_s": round(self.waited, 2),
+            "longest_wait_s": round(self.longest_wait, 3),
+            "commits_held_it_up_s": round(sum(self.watch.commit_seconds), 2),
+            "encoder_worked_s": round(self.throughput.encoder_seconds, 1),
+            "cores_busy": round(used / sum(self.seconds.values()), 2),
+            "stand_in_cpu_s": round(self.seen.cpu_seconds, 1),
+            "embedded": self.throughput.embedded,
+            "failed": self.state.failed,
+            "equal": self.state.equal,
+            "requests": self.seen.requests,
+            "unknown": self.seen.unknown,
+        }
+
+
+@dataclass
+class Bench:
+    """The measurements; each has a home of its own under `top`."""
+
+    site: Remote
+    top: Path
+    homes: int = 0
+
+    def deployment(self, source: str = "supervisely") -> Deployment:
+        """In a new home."""
+        self.homes += 1
+        chosen = {
+            "home": self.top / f"home-{self.homes}",
+            "dagster_home_path": None,
+            "source": source,
+            "server_address": self.site.do("address"),
+            "api_token": "token",
+            "model_name": "demo",
+            "qdrant_url": None,
+        }
+        return Deployment(load_settings().model_copy(update=chosen))
+
+    @property
+    def downloads(self) -> int:
+        """EMBED_DOWNLOADS."""
+        return load_settings().downloads
+
+    def look(self) -> dict[str, Any]:
+        """The first look at a change, and the next one."""
+        projects = self.site.do("fill", PROJECT_IMAGES, PROJECTS, TEAMS)
+        deployment = self.deployment()
+        settle(deployment)
+        changed = projects[:: PROJECTS // CHANGED][:CHANGED]
+        self.site.do("change", changed)
+        self.site.do("told")
+        with dagster_instance(deployment.settings) as instance, closing(deployment):
+            started = time.monotonic()
+            tick = look_around(deployment, DagsterRuns(instance))
+            seconds = time.monotonic() - started
+        asked_for = sorted(int(request.project) for request in tick.requests)
+        return {
+            "projects": len(tick.listed),
+            "seconds": round(seconds, 2),
+            "requests": self.site.do("told").requests,
+            "runs": len(asked_for),
+            "of_those_that_changed": asked_for == sorted(changed),
+            "skipped": {reason: len(names) for reason, names in tick.skipped.items()},
+        }
+
+    def link(self, images: int) -> Link:
+        """A bare client: previews downloaded, nothing done with them."""
+        project = self.site.do("fill", images)[0]
+        plain = f"/previews/q/ext:jpeg/resize:fit:{PREVIEW[0]}:{PREVIEW[0]}:0/q:90/plain"
+        urls = [plain + path for path in self.site.do("paths", project)]
+        self.site.do("delay", LATENCY_SECONDS, [])
+        self.site.do("told")
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        with (
+            httpx.Client(base_url=self.site.do("address"), limits=limits) as client,
+            ThreadPoolExecutor(self.downloads) as pool,
+        ):
+            assert all(answer.is_success for answer in pool.map(client.get, urls))
+        return Link(self.site.do("told").moves)
+
+    def sync(self, images: int, latency: float, *, some_slow: bool = False) -> Synced:
+        """A first sync of a project; its model is loaded, and its listing is the same as always."""
+        project = self.site.do("fill", images)[0]
+        paths = self.site.do("paths", project)
+        late = paths[SLOW_EVERY // 2 :: SLOW_EVERY] if some_slow else []
+        self.site.do("delay", latency, late)
+        with closing(self.deployment()) as deployment:
+            warm_up(deployment)
+            self.site.do("told")
+            run, watch, cpu = ProjectRun(deployment, str(project), "benchmark"), Watch(), cpu_seconds()
+            with watch.watching():
+                seconds, throughput, state = steps(run)
+            used = cpu_seconds() - cpu
+        told = self.site.do("told")
+        return Synced(self.downloads, seconds, throughput, state, watch, told, used)
+
+    def folder(self, images: int) -> float:
+        """Images in a second of the same sync from files."""
+        folder = self.top / "root" / "project"
+        folder.mkdir(parents=True)
+        previews = [jpeg(seed) for seed in range(PREVIEWS)]
+        for number in range(images):
+            data = previews[number % PREVIEWS] + str(number).encode()
+            (folder / f"{number:06}.jpg").write_bytes(data)
+        with closing(self.deployment(f"folder:{folder.parent}")) as deployment:
+            warm_up(deployment)
+            _, throughput, _ = steps(ProjectRun(deployment, "project", "benchmark"))
+        return throughput.embedded / throughput.seconds
+
+
+def settle(deployment: Deployment) -> None:
+    """What the sensor knows after a sync of every project."""
+    noticed = {}
+    for project in deployment.source.projects():
+        token = deployment.source.revision(project, as_listed=True)[1]
+        noticed[project] = Noticed(project, settled=deployment.revision(token))
+    write_noticed(noticed, deployment.home.noticed(deployment.source.source_id))
+
+
+def warm_up(deployment: Deployment) -> None:
+    """Load the model."""
+    size = deployment.card.preprocessing.size
+    pixels = np.zeros((deployment.settings.batch_size, size, size, 3), np.uint8)
+    deployment.encoder(deployment.card).encode_images(pixels)
+
+
+def steps(run: ProjectRun) -> tuple[dict[str, float], Throughput, CollectionState]:
+    """`sync`, step by step: the seconds of each."""
+    times = [time.monotonic()]
+    scan(run)
+    times.append(time.monotonic())
+    diff(run)
+    times.append(time.monotonic())
+    throughput = embed(run)
+    times.append(time.monotonic())
+    state = apply(run)
+    times.append(time.monotonic())
+    names = ("scan", "diff", "embed", "apply")
+    return dict(zip(names, np.diff(times).tolist(), strict=True)), throughput, state
+
+
+def cpu_seconds() -> float:
+    """Of this process."""
+    return time.process_time()
+
+
+def jpeg(seed: int) -> bytes:
+    """A preview as the resizer makes it."""
+    cells = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(cells).resize(PREVIEW).save(file := io.BytesIO(), "JPEG", quality=90)
+    return file.getvalue()
+
+
+def png() -> bytes:
+    """An original that is small to hold: only its size is ever looked at."""
+    Image.new("1", ORIGINAL).save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
+
+
+if __name__ == "__main__":
+    main()

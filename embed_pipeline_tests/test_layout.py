@@ -71,6 +71,7 @@ FOREIGN = {
     "torch": {"models"},
     "transformers": {"models"},
     "supervisely": {"sources"},
+    "httpx": {"sources"},
     "typer": {"cli"},
 }
 

@@ -72,7 +72,6 @@ from embed_pipeline_tests.supervisely_place import BRIEF, Platform, picture
 from embed_pipeline_tests.supervisely_place import counts as counts_of_run
 from embed_pipeline_tests.test_sync import counts
 
-Meanwhile = Callable[..., None]
 STAMPS = "images.embeddings-updated-at.update"
 CAT = Query(texts=["a cat"], limit=100)
 
@@ -114,9 +113,8 @@ def of_image(*images: int) -> Callable[[Body], bool]:
     )
 
 
-@pytest.fixture
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two images each, and each is committed."""
+def batches_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is committed."""
     monkeypatch.setenv("EMBED_BATCH_SIZE", "2")
     monkeypatch.setattr(embedding, "COMMIT_SECONDS", 0.0)
 
@@ -130,23 +128,19 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(store, "_PAGE_POINTS_WITH_VECTORS", 3)
 
 
-@pytest.fixture
-def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
-    """Do something once, while a run embeds: when a batch is ready, and so many were encoded."""
-    encode = embedding._encode
+def meanwhile(
+    monkeypatch: pytest.MonkeyPatch, act: Callable[[], object], encoded: int = 0
+) -> None:
+    """Do something once while a run embeds: before the next batch but so many is encoded."""
+    encode, left = embedding._encode, [encoded]
 
-    def meanwhile(act: Callable[[], object], encoded: int = 0) -> None:
-        left = [encoded]
+    def acting(*batch: Any) -> embedding.Embedded:
+        left[0] -= 1
+        if left[0] == -1:
+            act()
+        return encode(*batch)
 
-        def acting(*batch: Any) -> embedding.Embedded:
-            left[0] -= 1
-            if left[0] == -1:
-                act()
-            return encode(*batch)
-
-        monkeypatch.setattr(embedding, "_encode", acting)
-
-    return meanwhile
+    monkeypatch.setattr(embedding, "_encode", acting)
 
 
 @pytest.fixture(scope="module")
