@@ -42,12 +42,16 @@ def projects(as_json: Json = False) -> None:
     """List what the source offers, and how far each project is behind."""
     from embed_pipeline.projects import project_statuses
 
-    statuses = project_statuses(_deployment())
+    deployment = _deployment()
+    statuses = project_statuses(deployment)
+    for reason, names in deployment.source.left_out().items():
+        say(f"left out: {reason}: {', '.join(names)}")
     if as_json:
         print_json(statuses)
     else:
+        numbered = any(status.project_id != status.name for status in statuses)
         columns = ("name", "images", "indexed", "failed", "behind", "status", "progress")
-        print_table(statuses, columns)
+        print_table(statuses, ("project_id", *columns) if numbered else columns)
 
 
 @app.command()
@@ -258,6 +262,9 @@ def _chosen(deployment: "Deployment", names: list[str], *, everything: bool) -> 
     chosen = known if everything else [typed(name) for name in names]
     # Before anything is made for it: a mistyped name must not become a partition.
     if strangers := [name for name in chosen if name not in known]:
+        for reason, names in deployment.source.left_out().items():
+            if strangers[0] in names:
+                raise ProjectNotFound(f"{strangers[0]}: left out: {reason}")
         raise ProjectNotFound(
             f"{strangers[0]}: no such project in EMBED_SOURCE={deployment.settings.source}; "
             f"projects there: {', '.join(known[:10]) or 'none'}"

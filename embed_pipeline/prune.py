@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 
 import polars as pl
 
@@ -52,8 +53,9 @@ def prune(deployment: Deployment, *, now: bool = False, absent: bool = False) ->
 
 def _absent_projects(deployment: Deployment) -> Iterator[Pruned]:
     """Retire them here and now; their partitions go when the sensor looks next."""
-    listed = set(deployment.source.projects())
-    prefix = f"{deployment.source.source_id}/"
+    source = deployment.source
+    listed = {*source.projects(), *chain(*source.left_out().values())}
+    prefix = f"{source.source_id}/"
     ours = [id_ for id_ in deployment.home.project_ids() if id_.startswith(prefix)]
     absent = sorted({id_.removeprefix(prefix) for id_ in ours} - listed)
     confirm_absence(deployment, absent)

@@ -27,6 +27,7 @@ TABLE_ROWS = 50
 def of_manifest(run: ProjectRun, manifest: pl.DataFrame) -> Metadata:
     """Counts of images, datasets and ignored files."""
     return {
+        "project": run.deployment.source.title(run.project),
         "images": manifest.height,
         "datasets": manifest["dataset_id"].n_unique(),
         "distinct contents": manifest["content_hash"].n_unique(),

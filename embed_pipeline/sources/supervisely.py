@@ -69,7 +69,9 @@ class SuperviselySource:
     def title(self, project: str) -> str:
         """The project's name."""
         listed = self._projects.listed.projects.get(project)
-        return str(listed.name) if listed else project
+        scanned = self._scanned.get(project)
+        info = listed or (scanned and scanned.info)
+        return str(info.name) if info else project
 
     def revision(self, project: str, *, as_listed: bool = False) -> tuple[int, str]:
         """How many images it counts, and when it was changed last."""
