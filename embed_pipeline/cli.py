@@ -262,8 +262,8 @@ def _chosen(deployment: "Deployment", names: list[str], *, everything: bool) -> 
     chosen = known if everything else [typed(name) for name in names]
     # Before anything is made for it: a mistyped name must not become a partition.
     if strangers := [name for name in chosen if name not in known]:
-        for reason, names in deployment.source.left_out().items():
-            if strangers[0] in names:
+        for reason, left_out in deployment.source.left_out().items():
+            if strangers[0] in left_out:
                 raise ProjectNotFound(f"{strangers[0]}: left out: {reason}")
         raise ProjectNotFound(
             f"{strangers[0]}: no such project in EMBED_SOURCE={deployment.settings.source}; "

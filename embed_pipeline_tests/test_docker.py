@@ -133,6 +133,29 @@ class TestFiles:
         ]
         assert len(installs) == 4
         assert all("constraint constraints.txt" in install for install in installs)
+        # What comes as source is built with pinned tools, too.
+        for install in installs[2:]:
+            assert "--build-constraint constraints.txt" in install
+
+    def test_every_extra_is_inside(self) -> None:
+        """The image reads HEIC and Supervisely: each of pyproject's extras is installed, and pinned."""
+        extras = PROJECT["project"]["optional-dependencies"]
+        [install] = [rest for rest in given("RUN") if "optional-dependencies" in rest]
+        assert set(re.findall(r"\*extras\['(\w+)'\]", install)) == extras.keys()
+        for requirement in sum(extras.values(), []):
+            name = re.split(r"[^\w-]", requirement)[0]
+            assert name.replace("-", "_") in {pin.replace("-", "_") for pin in PINS}
+
+    def test_system_libraries_are_one_layer(self) -> None:
+        """apt runs once, as root, before what changes often, keeps no lists; CI installs the same."""
+        at, layer = _only([(at, rest) for at, (_, rest) in enumerate(instructions()) if "apt" in rest])
+        update, install, clean = layer.split(" && ")
+        assert update.split() == ["apt-get", "update"]
+        words = install.split()
+        assert words[:4] == ["apt-get", "install", "--yes", "--no-install-recommends"]
+        assert clean.strip() == "rm -rf /var/lib/apt/lists/*"
+        assert not {word for word, _ in instructions()[:at]} & {"USER", "COPY"}
+        assert install.strip() in (TOP / ".ci" / "run").read_text().replace("-qq ", "")
 
     def test_the_service_is_not_root(self) -> None:
         """Every stage ends as the same numbered user, who owns the volume."""
@@ -189,9 +212,19 @@ class TestFiles:
         assert home == f"home:{given_here['EMBED_HOME']}"
         for variable_ in ("EMBED_HOME", "DAGSTER_HOME"):
             assert image_variables()[variable_] == given_here[variable_]
-        assert given_here["EMBED_SOURCE"] == f"folder:{images['target']}"
+        assert image_variables()["EMBED_SOURCE"] == f"folder:{images['target']}"
         assert images["read_only"]
         assert OURS[name]["init"]
+
+    @pytest.mark.parametrize("name", OURS)
+    def test_the_source_can_be_an_instance(self, name: str) -> None:
+        """Nothing here hides what .env says of Supervisely, and one on the same machine is reached."""
+        decided = SETTINGS & OURS[name]["environment"].keys()
+        assert decided == {
+            *("EMBED_HOME", "DAGSTER_HOME"),  # the volume
+            *("QDRANT_URL", "QDRANT_API_KEY"),  # the service
+        }
+        assert OURS[name]["extra_hosts"] == ["host.docker.internal:host-gateway"]
 
     def test_a_stop_waits_as_long_as_dagster_does(self) -> None:
         """Runs have no less time to keep what they embedded than after Terminate in the UI."""
@@ -232,6 +265,16 @@ class TestFiles:
         assert services["daemon"]["environment"]["EMBED_DEVICE"] == "cpu"
         assert services["daemon"]["environment"]["EMBED_HOME"] == "/data"
         assert services["code"]["volumes"][1]["source"] == "/data/images"
+        # For Supervisely, as compose.yaml's own comment says it; the shell's source is another matter.
+        lines = re.findall(r"^#   (\w+=.*)$", Path(file).read_text(), re.MULTILINE)
+        (tmp_path / ".env").write_text("\n".join(lines))
+        env["EMBED_SOURCE"] = "folder:/elsewhere"
+        done = subprocess.run(run, capture_output=True, text=True, env=env, check=True)
+        for name in OURS:
+            service = json.loads(done.stdout)["services"][name]
+            assert service["environment"].items() >= dict(line.split("=") for line in lines).items()
+            assert service["environment"]["EMBED_SOURCE"] == "supervisely"
+            assert service["volumes"][1]["source"] == str(tmp_path)
 
 
 def _stages() -> Iterator[list[tuple[str, str]]]:
@@ -242,6 +285,11 @@ def _stages() -> Iterator[list[tuple[str, str]]]:
             stage = []
         stage.append(instruction)
     yield stage
+
+
+def _only(found: list[T]) -> T:
+    [only] = found
+    return only
 
 
 def _sources(copy: str) -> list[str]:

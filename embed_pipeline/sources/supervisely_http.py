@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from json import JSONDecodeError
 from threading import Event, Lock
@@ -50,14 +51,20 @@ class Address:
 
 
 class Refused(Exception):
-    """An answer with an error status. retry_after_s: how long the server asks to wait."""
+    """An answer with an error status. retry_after_s: how long the server asks to wait.
 
-    def __init__(self, response: httpx.Response) -> None:
+    secrets: what an answer may repeat, and nobody is to read.
+    """
+
+    def __init__(self, response: httpx.Response, secrets: Iterable[str]) -> None:
         self.status = response.status_code
         self.location = response.headers.get("location", "")
         asked = response.headers.get("retry-after", "")
         self.retry_after_s = float(asked) if asked.isdecimal() else 0.0
-        super().__init__(f"{self.status} {_detail(response)}".strip())
+        told = f"{self.status} {_detail(response)}".strip()
+        for secret in secrets:
+            told = told.replace(secret, "***")
+        super().__init__(told)
 
 
 class Missing(SourceError):
@@ -196,7 +203,8 @@ class Connection:
             answer.close()
         whole = httpx.Response(answer.status_code, headers=_plain(answer), content=bytes(body))
         if whole.status_code != httpx.codes.OK:
-            raise Refused(whole)
+            known = (self._token, self._address.access_token)
+            raise Refused(whole, filter(None, known))
         return whole
 
 

@@ -181,7 +181,10 @@ class Connection:
         except Exception as error:
             # A call whose connection was closed under it fails in ways of its own.
             told = explained(Stopped() if stop.is_set() else error, self.where, what)
-            raise type(told)(self._route.without_key(str(told))) from error
+            # Dagster stores causes, too.
+            repeats_key = self._route.without_key(str(error)) != str(error)
+            cause = None if repeats_key else error
+            raise type(told)(self._route.without_key(str(told))) from cause
 
     def _tell(self, what: str, patience: Patience, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
