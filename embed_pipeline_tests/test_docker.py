@@ -142,13 +142,13 @@ class TestFiles:
         extras = PROJECT["project"]["optional-dependencies"]
         [install] = [rest for rest in given("RUN") if "optional-dependencies" in rest]
         assert set(re.findall(r"\*extras\['(\w+)'\]", install)) == extras.keys()
-        for requirement in sum(extras.values(), []):
-            name = re.split(r"[^\w-]", requirement)[0]
-            assert name.replace("-", "_") in {pin.replace("-", "_") for pin in PINS}
+        names = {re.split(r"[^\w-]", need)[0] for needs in extras.values() for need in needs}
+        assert names <= {pin.replace("_", "-") for pin in PINS}
 
     def test_system_libraries_are_one_layer(self) -> None:
         """apt runs once, as root, before what changes often, keeps no lists; CI installs the same."""
-        at, layer = _only([(at, rest) for at, (_, rest) in enumerate(instructions()) if "apt" in rest])
+        [at] = [at for at, (_, rest) in enumerate(instructions()) if "apt-get" in rest]
+        layer = instructions()[at][1]
         update, install, clean = layer.split(" && ")
         assert update.split() == ["apt-get", "update"]
         words = install.split()
@@ -285,11 +285,6 @@ def _stages() -> Iterator[list[tuple[str, str]]]:
             stage = []
         stage.append(instruction)
     yield stage
-
-
-def _only(found: list[T]) -> T:
-    [only] = found
-    return only
 
 
 def _sources(copy: str) -> list[str]:

@@ -92,5 +92,5 @@ def _server(address: str | None) -> str:
 
 def _with_scheme(address: str) -> str:
     """As the SDK takes addresses: without a scheme they are of http."""
-    address = address.strip().rstrip("/")
-    return address if "://" in address else f"http://{address}"
+    full = address.strip() if "://" in address else f"http://{address.strip()}"
+    return full.rstrip("/")

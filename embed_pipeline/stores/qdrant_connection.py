@@ -178,7 +178,7 @@ class Connection:
             return patience.ask(lambda: call(self._client(patience)), is_transient, tell, stop)
         except EmbedPipelineError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # explained, whatever it is
             # A call whose connection was closed under it fails in ways of its own.
             told = explained(Stopped() if stop.is_set() else error, self.where, what)
             # Dagster stores causes, too.
