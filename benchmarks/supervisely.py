@@ -1,20 +1,23 @@
-"""A Supervisely instance as a source: what a look asks of it, and how its images are downloaded.
+"""A Supervisely instance as a source: what a look asks of it, and how well its link is used.
 
     python -m benchmarks.supervisely [--images 20000]
 
-Prints one JSON line. The instance is a stand-in in a process of its own, which answers each preview
-after LATENCY_SECONDS and, where some are slow, one in SLOW_EVERY after SLOW_SECONDS. Of a first sync:
-`link` is what a bare client downloads from it with as many connections; `no_latency` the same sync of
-fewer images that are answered at once, which only the cores bound; `folder` the same pictures in files.
+Prints one JSON line. The instance is a stand-in in a process of its own. `look`: one look of the sensor
+at 500 projects of which 3 changed. `near`, `near_some_slow`: a first sync where each preview and page
+of a list comes after 50 ms; and where one preview in 1,000 takes 8 s. `far_some_slow`: fewer images,
+all from farther away, so that the link is what bounds it, not the cores.
+
+Ceilings: `link`, a bare client that downloads from the same instance with as many connections (where
+some are slow, less what those hold); `no_latency`, the same sync from an instance that answers at
+once, which the cores alone bound: the stand-in's work, downloading, decoding and encoding share them.
 """
 
 import argparse
 import io
 import json
-import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,7 +32,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, versions
 from embed_pipeline import embedding
 from embed_pipeline.changes import Noticed, write_noticed
 from embed_pipeline.collection_state import CollectionState
@@ -46,19 +49,22 @@ from embed_pipeline_tests.supervisely_faults import slow
 from embed_pipeline_tests.supervisely_lists import Reply
 from embed_pipeline_tests.supervisely_server import StandIn
 
+Step = Callable[[ProjectRun], Any]
+
 TEAMS = 5
 PROJECTS = 500
 PROJECT_IMAGES = 20
 CHANGED = 3
 
-LATENCY_SECONDS = 0.05
+NEAR_SECONDS = 0.05
+FAR_SECONDS = 0.2
 SLOW_SECONDS = 8.0
 SLOW_EVERY = 1_000
-# Of the ceilings: the rate is the same with fewer.
-CEILING_IMAGES = 3_000
+FEW_IMAGES = 3_000
 ORIGINAL = (1600, 1200)
 PREVIEW = (86, 64)
 PREVIEWS = 64  # that differ; they are given in turn
+MOST = 0.75  # of EMBED_DOWNLOADS
 
 
 def main() -> None:
@@ -68,29 +74,26 @@ def main() -> None:
     images: int = parser.parse_args().images
     with tempfile.TemporaryDirectory() as top, standing_in() as site:
         figures = measure(Bench(site, Path(top)), images)
-    print(json.dumps({"images": images, **figures, **machine()}))
+    print(json.dumps({"images": images, **figures, **machine(), "versions": versions()}))
 
 
 def measure(bench: "Bench", images: int) -> dict[str, Any]:
     """All figures."""
-    few = min(images, CEILING_IMAGES)
+    few = min(images, FEW_IMAGES)
     look = bench.look()
-    link = bench.link(few)
     no_latency = bench.sync(few, 0.0)
-    folder = bench.folder(few)
-    all_fast = bench.sync(images, LATENCY_SECONDS)
-    some_slow = bench.sync(images, LATENCY_SECONDS, some_slow=True)
-    rates = {"link": link.rate, "no_latency": no_latency.rate, "folder": folder}
-    held = LATENCY_SECONDS / (LATENCY_SECONDS + SLOW_SECONDS / SLOW_EVERY)
+    near = {"link": bench.link(few, NEAR_SECONDS).rate, "no_latency": no_latency.rate}
+    far = near | {"link": bench.link(few // 3, FAR_SECONDS).rate}
+    all_fast = bench.sync(images, NEAR_SECONDS)
+    some_slow = bench.sync(images, NEAR_SECONDS, some_slow=True)
+    from_afar = bench.sync(few, FAR_SECONDS, some_slow=True)
     return {
         "look": look,
-        "downloads": bench.downloads,
-        "link": link.told(bench.downloads),
         "no_latency": no_latency.told(),
-        "folder_images_per_second": round(folder, 1),
-        "all_fast": all_fast.told() | against(all_fast, rates),
-        "some_slow": some_slow.told() | against(some_slow, rates | {"link": link.rate * held}),
-        "slow_to_fast": {
+        "near": all_fast.told() | against(all_fast, near),
+        "near_some_slow": some_slow.told() | against(some_slow, less_held(near, NEAR_SECONDS)),
+        "far_some_slow": from_afar.told() | against(from_afar, less_held(far, FAR_SECONDS)),
+        "some_slow_to_none": {
             "images_per_second": round(some_slow.rate / all_fast.rate, 3),
             "encoder_waited_s": round(some_slow.waited / all_fast.waited, 3),
             "longest_wait_s": round(some_slow.longest_wait / all_fast.longest_wait, 3),
@@ -98,11 +101,19 @@ def measure(bench: "Bench", images: int) -> dict[str, Any]:
     }
 
 
-def against(run: "Synced", ceilings: dict[str, float]) -> dict[str, float]:
-    """A rate as a part of each ceiling's, and of the lowest's."""
-    lowest = min(ceilings.values())
-    parts = {f"of_{name}": round(run.rate / rate, 3) for name, rate in ceilings.items()}
-    return parts | {"of_lowest": round(run.rate / lowest, 3)}
+def less_held(ceilings: dict[str, float], latency: float) -> dict[str, float]:
+    """The link's less the connections that slow previews hold."""
+    mean = latency + (SLOW_SECONDS - latency) / SLOW_EVERY
+    return ceilings | {"link": ceilings["link"] * latency / mean}
+
+
+def against(run: "Synced", ceilings: dict[str, float]) -> dict[str, Any]:
+    """Ceilings in images per second, and the rate as a part of the lowest."""
+    lowest = min(ceilings, key=ceilings.__getitem__)
+    return {
+        "ceilings": {name: round(rate, 1) for name, rate in ceilings.items()},
+        f"of_{lowest}": round(run.rate / ceilings[lowest], 3),
+    }
 
 
 class Told(NamedTuple):
@@ -167,13 +178,13 @@ class Site(StandIn):
         return [str(image.path) for image in self.instance.project(project).images.values()]
 
     def delay(self, seconds: float, slow_paths: list[str]) -> None:
-        """Answer previews so late from now on, and those of some paths after SLOW_SECONDS."""
+        """Answer so late from now on, and give previews of some paths after SLOW_SECONDS."""
         self.heal()
         late = tuple(slow_paths)
         if late:
             self.fail("preview", slow(SLOW_SECONDS), None, lambda a: a["path"].endswith(late))
-        if seconds:
-            self.fail("preview", slow(seconds), None)
+        for kind in ("preview", "images.list") if seconds else ():
+            self.fail(kind, slow(seconds), None)
 
     def told(self) -> Told:
         """What was seen since the last time."""
@@ -237,21 +248,15 @@ class Link:
         return begun / (self.last_begun - min(self.moves)[0])
 
     def told(self, downloads: int) -> dict[str, float]:
-        """How busy it was while downloads were left."""
+        """How busy it was while downloads were left, as shares of the time."""
         times, changes = np.array(sorted(self.moves)).T
-        seconds, under_way = np.diff(times), np.cumsum(changes)[:-1]
         left = times[:-1] < self.last_begun
-        seconds, under_way = seconds[left], under_way[left]
-
-        def share(at_least: float) -> float:
-            return round(float(seconds[under_way >= at_least].sum() / seconds.sum()), 3)
-
-        mean = float((seconds * under_way).sum() / seconds.sum())
+        seconds, under_way = np.diff(times)[left], np.cumsum(changes)[:-1][left]
+        whole = seconds.sum()
         return {
-            "images_per_second": round(self.rate, 1),
-            "under_way": round(mean, 1),
-            "share_all_under_way": share(downloads),
-            "share_three_quarters_under_way": share(0.75 * downloads),
+            "mean": round(float((seconds * under_way).sum() / whole), 1),
+            "share_all": round(float(seconds[under_way >= downloads].sum() / whole), 3),
+            "share_most": round(float(seconds[under_way >= MOST * downloads].sum() / whole), 3),
         }
 
 
@@ -336,17 +341,20 @@ class Synced:
 
     def told(self) -> dict[str, Any]:
         """The figures."""
-        whole = self.throughput.seconds
         used = self.cpu_seconds + self.seen.cpu_seconds
         return {
             "images_per_second": round(self.rate, 1),
-            "link": self.link.told(self.downloads),
             "seconds": {name: round(seconds, 1) for name, seconds in self.seconds.items()},
-            "last_download_s": round(self.watch.waits[-1][1] - self.link.last_begun, 1),
-            "encoder_waited_s": round(self.waited, 2),
-            "longest_wait_s": round(self.longest_wait, 3),
-            "commits_held_it_up_s": round(sum(self.watch.commit_seconds), 2),
-            "encoder_worked_s": round(self.throughput.encoder_seconds, 1),
+            "downloads_under_way": self.link.told(self.downloads),
+            "encoder": {
+                "worked_s": round(self.throughput.encoder_seconds, 1),
+                "waited_s": round(self.waited, 2),
+                "longest_wait_s": round(self.longest_wait, 3),
+                "held_up_by_commits_s": round(sum(self.watch.commit_seconds), 2),
+                "ended_after_last_begun_s": round(
+                    self.watch.waits[-1][1] - self.link.last_begun, 1
+                ),
+            },
             "cores_busy": round(used / sum(self.seconds.values()), 2),
             "stand_in_cpu_s": round(self.seen.cpu_seconds, 1),
             "embedded": self.throughput.embedded,
@@ -365,13 +373,13 @@ class Bench:
     top: Path
     homes: int = 0
 
-    def deployment(self, source: str = "supervisely") -> Deployment:
+    def deployment(self) -> Deployment:
         """In a new home."""
         self.homes += 1
         chosen = {
             "home": self.top / f"home-{self.homes}",
             "dagster_home_path": None,
-            "source": source,
+            "source": "supervisely",
             "server_address": self.site.do("address"),
             "api_token": "token",
             "model_name": "demo",
@@ -393,25 +401,31 @@ class Bench:
         self.site.do("change", changed)
         self.site.do("told")
         with dagster_instance(deployment.settings) as instance, closing(deployment):
-            started = time.monotonic()
-            tick = look_around(deployment, DagsterRuns(instance))
-            seconds = time.monotonic() - started
-        asked_for = sorted(int(request.project) for request in tick.requests)
+            history = DagsterRuns(instance)
+            first, again = [self._looked(deployment, history) for _ in range(2)]
+        right = sorted(map(int, first.pop("asked_for"))) == sorted(changed)
+        del again["asked_for"]
+        return {**first, "of_those_that_changed": right, "again": again}
+
+    def _looked(self, deployment: Deployment, history: DagsterRuns) -> dict[str, Any]:
+        started = time.monotonic()
+        tick = look_around(deployment, history)
+        seconds = time.monotonic() - started
         return {
             "projects": len(tick.listed),
             "seconds": round(seconds, 2),
             "requests": self.site.do("told").requests,
-            "runs": len(asked_for),
-            "of_those_that_changed": asked_for == sorted(changed),
+            "runs": len(tick.requests),
+            "asked_for": [request.project for request in tick.requests],
             "skipped": {reason: len(names) for reason, names in tick.skipped.items()},
         }
 
-    def link(self, images: int) -> Link:
+    def link(self, images: int, latency: float) -> Link:
         """A bare client: previews downloaded, nothing done with them."""
         project = self.site.do("fill", images)[0]
         plain = f"/previews/q/ext:jpeg/resize:fit:{PREVIEW[0]}:{PREVIEW[0]}:0/q:90/plain"
         urls = [plain + path for path in self.site.do("paths", project)]
-        self.site.do("delay", LATENCY_SECONDS, [])
+        self.site.do("delay", latency, [])
         self.site.do("told")
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         with (
@@ -422,7 +436,7 @@ class Bench:
         return Link(self.site.do("told").moves)
 
     def sync(self, images: int, latency: float, *, some_slow: bool = False) -> Synced:
-        """A first sync of a project; its model is loaded, and its listing is the same as always."""
+        """A first sync of a new project, with the model loaded."""
         project = self.site.do("fill", images)[0]
         paths = self.site.do("paths", project)
         late = paths[SLOW_EVERY // 2 :: SLOW_EVERY] if some_slow else []
@@ -430,25 +444,13 @@ class Bench:
         with closing(self.deployment()) as deployment:
             warm_up(deployment)
             self.site.do("told")
-            run, watch, cpu = ProjectRun(deployment, str(project), "benchmark"), Watch(), cpu_seconds()
+            run, watch = ProjectRun(deployment, str(project), "benchmark"), Watch()
+            cpu = time.process_time()
             with watch.watching():
                 seconds, throughput, state = steps(run)
-            used = cpu_seconds() - cpu
+            used = time.process_time() - cpu
         told = self.site.do("told")
         return Synced(self.downloads, seconds, throughput, state, watch, told, used)
-
-    def folder(self, images: int) -> float:
-        """Images in a second of the same sync from files."""
-        folder = self.top / "root" / "project"
-        folder.mkdir(parents=True)
-        previews = [jpeg(seed) for seed in range(PREVIEWS)]
-        for number in range(images):
-            data = previews[number % PREVIEWS] + str(number).encode()
-            (folder / f"{number:06}.jpg").write_bytes(data)
-        with closing(self.deployment(f"folder:{folder.parent}")) as deployment:
-            warm_up(deployment)
-            _, throughput, _ = steps(ProjectRun(deployment, "project", "benchmark"))
-        return throughput.embedded / throughput.seconds
 
 
 def settle(deployment: Deployment) -> None:
@@ -468,23 +470,14 @@ def warm_up(deployment: Deployment) -> None:
 
 
 def steps(run: ProjectRun) -> tuple[dict[str, float], Throughput, CollectionState]:
-    """`sync`, step by step: the seconds of each."""
-    times = [time.monotonic()]
-    scan(run)
-    times.append(time.monotonic())
-    diff(run)
-    times.append(time.monotonic())
-    throughput = embed(run)
-    times.append(time.monotonic())
-    state = apply(run)
-    times.append(time.monotonic())
-    names = ("scan", "diff", "embed", "apply")
-    return dict(zip(names, np.diff(times).tolist(), strict=True)), throughput, state
-
-
-def cpu_seconds() -> float:
-    """Of this process."""
-    return time.process_time()
+    """A sync step by step, with the seconds of each."""
+    todo: dict[str, Step] = {"scan": scan, "diff": diff, "embed": embed, "apply": apply}
+    seconds, done = {}, {}
+    for name, step in todo.items():
+        started = time.monotonic()
+        done[name] = step(run)
+        seconds[name] = time.monotonic() - started
+    return seconds, done["embed"], done["apply"]
 
 
 def jpeg(seed: int) -> bytes:

@@ -69,6 +69,13 @@ def image_variables() -> dict[str, str]:
     return dict(pair.split("=", 1) for rest in given("ENV") for pair in rest.split())
 
 
+def supervisely_lines() -> list[str]:
+    """What docker/.env is for Supervisely, as the README has it."""
+    section = (TOP / "README.md").read_text().split("\n## Run it with docker\n")[1]
+    block = next(text for text in section.split("```sh\n")[1:] if text.startswith("IMAGES="))
+    return block.split("```")[0].splitlines()
+
+
 class TestFiles:
     def test_every_variable_is_known(self) -> None:
         """No name in the environment of an image or a service is one that nobody reads."""
@@ -146,7 +153,7 @@ class TestFiles:
         assert names <= {pin.replace("_", "-") for pin in PINS}
 
     def test_system_libraries_are_one_layer(self) -> None:
-        """apt runs once, as root, before what changes often, keeps no lists; CI installs the same."""
+        """One apt-get, as root, before what changes often; it keeps no lists, and CI installs the same."""
         [at] = [at for at, (_, rest) in enumerate(instructions()) if "apt-get" in rest]
         layer = instructions()[at][1]
         update, install, clean = layer.split(" && ")
@@ -225,6 +232,12 @@ class TestFiles:
             *("QDRANT_URL", "QDRANT_API_KEY"),  # the service
         }
         assert OURS[name]["extra_hosts"] == ["host.docker.internal:host-gateway"]
+        asked = {line.partition("=")[0] for line in supervisely_lines()}
+        assert asked == {"IMAGES", "EMBED_SOURCE", "SERVER_ADDRESS", "API_TOKEN"}
+        comments = {
+            line.removeprefix("#   ") for line in (DOCKER / "compose.yaml").read_text().splitlines()
+        }
+        assert comments >= set(supervisely_lines())
 
     def test_a_stop_waits_as_long_as_dagster_does(self) -> None:
         """Runs have no less time to keep what they embedded than after Terminate in the UI."""
@@ -265,8 +278,8 @@ class TestFiles:
         assert services["daemon"]["environment"]["EMBED_DEVICE"] == "cpu"
         assert services["daemon"]["environment"]["EMBED_HOME"] == "/data"
         assert services["code"]["volumes"][1]["source"] == "/data/images"
-        # For Supervisely, as compose.yaml's own comment says it; the shell's source is another matter.
-        lines = re.findall(r"^#   (\w+=.*)$", Path(file).read_text(), re.MULTILINE)
+        # For Supervisely, as the README says it; the shell's source is another matter.
+        lines = supervisely_lines()
         (tmp_path / ".env").write_text("\n".join(lines))
         env["EMBED_SOURCE"] = "folder:/elsewhere"
         done = subprocess.run(run, capture_output=True, text=True, env=env, check=True)
