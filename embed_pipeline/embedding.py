@@ -3,10 +3,11 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
+from queue import Empty, SimpleQueue
 from threading import Event
 from typing import NamedTuple, Self
 
@@ -143,16 +144,22 @@ def _read_ahead(
     contents: Iterator[Content], work: Work, readers: ThreadPoolExecutor
 ) -> Iterator[Prepared]:
     """Contents as they get ready, in whatever order: a slow image delays no other."""
-    ahead = BATCHES_AHEAD * work.batch_size + work.workers
-    reading: set[Future[Prepared]] = set()
-    while True:
-        more = islice(contents, ahead - len(reading))
-        reading.update(readers.submit(_prepare, content, work) for content in more)
-        if not reading:
-            return
-        ready, reading = wait(reading, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-        for future in ready:
-            yield future.result()
+    ready: SimpleQueue[Future[Prepared]] = SimpleQueue()
+
+    def begin(at_most: int) -> int:
+        begun = [readers.submit(_prepare, each, work) for each in islice(contents, at_most)]
+        for future in begun:
+            future.add_done_callback(ready.put)
+        return len(begun)
+
+    reading = begin(BATCHES_AHEAD * work.batch_size + work.workers)
+    while reading:
+        try:
+            future = ready.get(timeout=POLL_SECONDS)
+        except Empty:
+            continue
+        reading += begin(1) - 1
+        yield future.result()
 
 
 def _prepare(content: Content, work: Work) -> Prepared:

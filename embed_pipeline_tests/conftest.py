@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from embed_pipeline_tests.supervisely_place import Platform
 
+# Tests run side by side: torch's own threads would only get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 OUR_VARIABLES = (
     *("EMBED_", "QDRANT_", "DAGSTER_HOME", "LOG_LEVEL"),
     *("SERVER_ADDRESS", "API_TOKEN", "SUPERVISELY_", "IMGPROXY_ADDRESS", "UPDATE_INTERVAL"),

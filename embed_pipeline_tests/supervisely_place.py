@@ -1,5 +1,7 @@
 """A stand-in Supervisely instance that this process syncs from, with little patience."""
 
+import itertools
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,11 +25,16 @@ from embed_pipeline.sources.supervisely_http import Connection
 from embed_pipeline_tests.supervisely_instance import Instance
 from embed_pipeline_tests.supervisely_server import StandIn
 
+# While it is imported, the SDK imports each module on the stack once more, by its name. That of a
+# worker of pytest-xdist has none that could be found.
+sys.modules.setdefault("__channelexec__", sys.modules["__main__"])
 # The tests take warnings for errors, and one of these, raised while it is imported, ends the process.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import supervisely  # noqa: F401
 
+# Where each test's numbers begin: Dagster's storage knows the runs of other tests' projects.
+NUMBERS = itertools.count(1000, 1000)
 COUNTS = ("embed", "reuse", "relabel", "remove", "unchanged", "failed")
 BRIEF = Patience(
     tries=2, try_seconds=1, total_seconds=3, first_wait_seconds=0.01, longest_wait_seconds=0.02
@@ -100,6 +107,7 @@ def platform_of(
         patch.setenv("API_TOKEN", "token")
         patch.setenv("EMBED_HOME", str(home))
         patch.setenv("EMBED_MODEL", "demo")
+        stand_in.instance._last_id = next(NUMBERS)
         platform = Platform(stand_in, dagster)
         yield platform
         for deployment in platform.opened:

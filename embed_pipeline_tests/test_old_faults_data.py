@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
 from io import BytesIO
-from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -52,8 +51,6 @@ from embed_pipeline_tests.supervisely_lists import Body, Reply
 from embed_pipeline_tests.supervisely_place import BRIEF, Platform, picture
 from embed_pipeline_tests.test_sync import counts
 
-# Of the first project of each test, so that Dagster knows no run of it from another test.
-NUMBERS = count(1000, 1000)
 STAMPS = "images.embeddings-updated-at.update"
 CAT = Query(texts=["a cat"], limit=100)
 
@@ -99,12 +96,6 @@ def batches_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is committed."""
     monkeypatch.setenv("EMBED_BATCH_SIZE", "2")
     monkeypatch.setattr(embedding, "COMMIT_SECONDS", 0.0)
-
-
-@pytest.fixture(autouse=True)
-def own_numbers(platform: Platform) -> None:
-    """See NUMBERS."""
-    platform.instance._last_id = next(NUMBERS)
 
 
 @pytest.fixture

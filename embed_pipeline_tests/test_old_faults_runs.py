@@ -33,7 +33,6 @@ from embed_pipeline_tests.qdrant_double import QdrantDouble, refuse
 from embed_pipeline_tests.supervisely_faults import slow, status
 from embed_pipeline_tests.supervisely_place import BRIEF, Platform, counts, picture
 from embed_pipeline_tests.test_old_faults_data import (
-    NUMBERS,
     asked_for,
     batches_of_two,
     found,
@@ -45,12 +44,6 @@ from embed_pipeline_tests.test_old_faults_data import (
     synced,
     use,
 )
-
-
-@pytest.fixture(autouse=True)
-def own_numbers(platform: Platform) -> None:
-    """No project has a number whose runs Dagster knows from another test."""
-    platform.instance._last_id = next(NUMBERS)
 
 
 def test_w06_a_run_that_only_deletes_succeeds_and_an_error_names_its_cause(

@@ -1,6 +1,7 @@
 """A Supervisely instance as a source: what changes there is in search, or out of it, after one sync."""
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
@@ -136,6 +137,7 @@ class TestChanges:
 class TestCommands:
     def test_every_command_works(self, platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
         """With a Supervisely instance as with folders; projects are known by their numbers."""
+        monkeypatch.setattr(logging.getLogger("embed_pipeline"), "handlers", [])
         monkeypatch.setenv("DAGSTER_HOME", platform.dagster.root_directory)
         monkeypatch.setattr(deployments, "open_deployment", lambda: platform.deployment)
         project, _, images = platform.make_project(4)

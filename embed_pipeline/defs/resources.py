@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 import dagster as dg
+from dagster._core.execution.plan.objects import ErrorSource
 from pydantic import PrivateAttr
 
 from embed_pipeline import reporting
@@ -131,6 +132,8 @@ def _failure(instance: dg.DagsterInstance, run_id: str) -> str | None:
     failed = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records
     for record in failed:
         if (event := record.event_log_entry.dagster_event) and (data := event.step_failure_data):
+            if data.error_source is ErrorSource.INTERRUPT:
+                continue  # somebody stopped it
             told = data.user_failure_data
             return (told and told.description) or f"{event.message} See the run's page in Dagster."
     return None

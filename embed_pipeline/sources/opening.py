@@ -66,7 +66,7 @@ def _instance(settings: Settings, home: Home) -> ImageSource:
         api=_with_scheme(internal) if internal else None,
         access_token=settings.api_access_token,
     )
-    source_id = settings.source_id or urlsplit(server).netloc
+    source_id = settings.source_id or urlsplit(server).netloc.rpartition("@")[2]
 
     def links_of(project: str) -> Path:
         return home.project(f"{source_id}/{project}").links

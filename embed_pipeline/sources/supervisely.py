@@ -83,8 +83,8 @@ class SuperviselySource:
         """List the images, 1,000 at a time."""
         scanned = self._projects.now(project)
         info = scanned.info
-        if info.embeddings_enabled is False:
-            raise ProjectNotFound(f"{project}: AI search is off; switch it on in Supervisely")
+        if reason := self._projects.why_left_out(info):
+            raise ProjectNotFound(f"{project}: left out: {reason}")
         page = f"/app/images/{info.team_id}/{info.workspace_id}/{project}"
         datasets = self._datasets(project)
         contents = Contents(self._remembered(project))

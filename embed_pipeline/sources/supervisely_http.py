@@ -3,10 +3,11 @@
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from json import JSONDecodeError
 from threading import Event, Lock
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from tenacity import RetryCallState
@@ -45,9 +46,9 @@ class Address:
     """
 
     server: str
-    api_token: str | None
+    api_token: str | None = field(repr=False)
     api: str | None = None
-    access_token: str | None = None
+    access_token: str | None = field(default=None, repr=False)
 
 
 class Refused(Exception):
@@ -100,7 +101,7 @@ class Connection:
         looks: Patience = LOOKS,
         pictures: Patience = PICTURES,
     ) -> None:
-        self.where = address.server
+        self.where = _without_password(address.server)
         self.calls, self.looks, self.pictures = calls, looks, pictures
         self._address = address
         self._api = f"{address.api or address.server + '/public/api'}/v3"
@@ -206,6 +207,11 @@ class Connection:
             known = (self._token, self._address.access_token)
             raise Refused(whole, filter(None, known))
         return whole
+
+
+def _without_password(address: str) -> str:
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def is_transient(error: BaseException) -> bool:

@@ -51,12 +51,17 @@ class Projects:
         listed = Listed()
         for project in sorted(found, key=lambda project: int(project.id)):
             if plans[project.team_id] == PLAN_WITHOUT_SEARCH:
-                reason = f"team {project.team_id} has the free plan, without AI search"
-                listed.left_out.setdefault(reason, []).append(str(project.id))
+                listed.left_out.setdefault(_free(project), []).append(str(project.id))
             else:
                 listed.projects[str(project.id)] = project
         self.listed = listed
         return listed
+
+    def why_left_out(self, info: Any) -> str | None:
+        """Why a project is not offered, by its ProjectInfo and its team's plan."""
+        if info.embeddings_enabled is False:
+            return "AI search is off; switch it on in Supervisely"
+        return _free(info) if self._plan(info.team_id) == PLAN_WITHOUT_SEARCH else None
 
     def now(self, project: str) -> Project:
         """The project, asked for anew. Raises ProjectNotFound."""
@@ -102,6 +107,10 @@ class Projects:
     @cached_property
     def _sdk(self) -> Any:
         return open_sdk(self._connection, self._connection.looks)
+
+
+def _free(info: Any) -> str:
+    return f"team {info.team_id} has the free plan, without AI search"
 
 
 def _number(project: str) -> int:

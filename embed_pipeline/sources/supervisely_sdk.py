@@ -21,7 +21,8 @@ def open_sdk(connection: Connection, patience: Patience) -> Any:
     except ImportError as error:
         raise SettingsError(
             f"EMBED_SOURCE=supervisely needs the Supervisely SDK ({error}); "
-            'pip install "embed-pipeline[supervisely]", and on Debian apt install libgl1 libglib2.0-0 libmagic1'
+            'pip install "embed-pipeline[supervisely]"; on Debian also: apt install libgl1 libglib2.0-0 '
+            "libmagic1"
         ) from error
 
     class PatientApi(Api):  # type: ignore[misc]  # the SDK has no types
