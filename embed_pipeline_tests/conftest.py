@@ -32,7 +32,10 @@ OUR_VARIABLES = (
 
 
 # Of two workers, neither is to be left with a long file at the end.
-LONGEST_FIRST = ("test_stopping", "test_dagster", "test_cli", "test_sensor", "test_qdrant_server")
+LONGEST_FIRST = (
+    *("test_stopping", "test_dagster", "test_cli", "test_sensor", "test_supervisely_kills"),
+    *("test_qdrant_server", "test_supervisely", "test_old_faults_data", "test_old_faults_runs"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

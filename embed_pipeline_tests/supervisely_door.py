@@ -91,6 +91,12 @@ class Exchange(BaseHTTPRequestHandler):
     def desk(self) -> Desk:
         return self.server.desk
 
+    def finish(self) -> None:
+        """End the connection. Where the client went away, what was still to be sent cannot be."""
+        with suppress(OSError):
+            super().finish()
+        self.rfile.close()
+
     def do_POST(self) -> None:
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         try:

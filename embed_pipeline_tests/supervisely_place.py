@@ -20,7 +20,7 @@ from embed_pipeline.patience import Patience
 from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.runs import SyncOutcome, run_sync
 from embed_pipeline.settings import load_settings
-from embed_pipeline.sources import supervisely_http
+from embed_pipeline.sources import supervisely_http, supervisely_sdk
 from embed_pipeline.sources.supervisely_http import Connection
 from embed_pipeline_tests.supervisely_instance import Instance
 from embed_pipeline_tests.supervisely_server import StandIn
@@ -29,7 +29,7 @@ from embed_pipeline_tests.supervisely_server import StandIn
 # worker of pytest-xdist has none that could be found.
 sys.modules.setdefault("__channelexec__", sys.modules["__main__"])
 # The tests take warnings for errors, and one of these, raised while it is imported, ends the process.
-with warnings.catch_warnings():
+with warnings.catch_warnings(), supervisely_sdk.pillow_as_it_was():
     warnings.simplefilter("ignore")
     import supervisely  # noqa: F401
 
@@ -37,7 +37,7 @@ with warnings.catch_warnings():
 NUMBERS = itertools.count(1000, 1000)
 COUNTS = ("embed", "reuse", "relabel", "remove", "unchanged", "failed")
 BRIEF = Patience(
-    tries=2, try_seconds=2, total_seconds=6, first_wait_seconds=0.01, longest_wait_seconds=0.02
+    tries=2, try_seconds=1, total_seconds=3, first_wait_seconds=0.01, longest_wait_seconds=0.02
 )
 
 

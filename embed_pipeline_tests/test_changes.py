@@ -396,7 +396,9 @@ class TestFolders:
 
         revision = FolderSource.revision
 
-        def failing(source: FolderSource, project: str) -> tuple[int, str]:
+        def failing(
+            source: FolderSource, project: str, *, as_listed: bool = False
+        ) -> tuple[int, str]:
             if project == "dogs":
                 raise SourceUnavailable("dogs: cannot be listed")
             return revision(source, project)

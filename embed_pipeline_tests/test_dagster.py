@@ -68,6 +68,7 @@ def shared_place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     draw_slow(root / "killed", SLOW_IMAGES, 1000)
     draw_slow(root / "stopped", VERY_SLOW_IMAGES, 2000)
     draw_slow(root / "interrupted", SLOW_IMAGES, 3000)
+    draw_slow(root / "terminal", VERY_SLOW_IMAGES, 4000)
     return place
 
 
@@ -192,7 +193,7 @@ class TestUI:
 
     def test_it_stops_a_run_of_the_command_line(self, ui: DagsterUI, place: Place) -> None:
         """Terminate on a CLI sync cancels that run; the CLI says so, goes on with the next, exits 1."""
-        projects = ("interrupted", PLAIN)
+        projects = ("terminal", PLAIN)
         with started([*PROGRAM, "sync", *projects, "--json"], place.env, **PIPES) as process:
             run = wait_until(lambda: running(place), 90, "the run of the command line")
             assert ui.wait_for(run, "STARTED") == "STARTED"
@@ -200,7 +201,7 @@ class TestUI:
             assert ui.wait_for(run, "CANCELED", "FAILURE", seconds=10) == "CANCELED"
             stdout, stderr = process.communicate(timeout=60)
         assert process.returncode == 1
-        assert stderr.startswith("error: interrupted: stopped in the Dagster UI")
+        assert stderr.startswith("error: terminal: stopped in the Dagster UI")
         assert [outcome["status"] for outcome in json.loads(stdout)] == ["canceled", "success"]
 
 

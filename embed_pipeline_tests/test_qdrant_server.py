@@ -575,7 +575,7 @@ cats.upsert(points({CATS!r}, [str(i) for i in range(1000)]), vectors(1000))
             with pytest.raises(StoreUnavailable, match="was not waited for"):
                 written.result(timeout=3)
         double.heal()
-        assert cats.count() == 3
+        assert cats.count() >= 3
 
     def test_what_begins_after_a_stop_says_so_itself(self) -> None:
         """A thread that starts late hides no error behind one of its own."""

@@ -1,11 +1,25 @@
 """The Supervisely SDK, whose every call goes through our own connection."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from PIL import Image, ImageFile
 
 from embed_pipeline.errors import SettingsError
 from embed_pipeline.patience import Patience
 from embed_pipeline.sources.supervisely_http import Connection
+
+
+@contextmanager
+def pillow_as_it_was() -> Iterator[None]:
+    """While it is imported, the SDK has Pillow read half an image as a whole one, however large."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
 
 
 def open_sdk(connection: Connection, patience: Patience) -> Any:
@@ -17,7 +31,8 @@ def open_sdk(connection: Connection, patience: Patience) -> Any:
     # Otherwise it looks for the instance on https first, wherever it is told to look.
     os.environ.setdefault("SUPERVISELY_SKIP_HTTPS_USER_HELPER_CHECK", "true")
     try:
-        from supervisely import Api  # type: ignore[import-untyped]
+        with pillow_as_it_was():
+            from supervisely import Api  # type: ignore[import-untyped]
     except ImportError as error:
         raise SettingsError(
             f"EMBED_SOURCE=supervisely needs the Supervisely SDK ({error}); "
