@@ -12,7 +12,7 @@ from embed_pipeline_tests.conftest import draw, draw_many
 from embed_pipeline_tests.places import Place, make_place, visible
 from embed_pipeline_tests.processes import Services, answer, wait_until
 
-TICK_SECONDS = 6
+TICK_SECONDS = 4
 
 
 def searchable(place: Place, project: str) -> bool:

@@ -84,9 +84,10 @@ def as_if_nothing_had_happened(platform: Platform, project: int, images: set[int
 
 
 def test_a_run_is_killed(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGKILL at each of its moments; the next run puts all right, and embeds nothing twice."""
+    """SIGKILL at any moment after its begin; the next run puts all right, and embeds nothing twice."""
     monkeypatch.setenv("DAGSTER_HOME", platform.dagster.root_directory)
-    made = {moment: platform.make_project(IMAGES, moment) for moment in MOMENTS}
+    moments = [moment for moment in MOMENTS if moment != "beginning"]
+    made = {moment: platform.make_project(IMAGES, moment) for moment in moments}
     env = environment(**{name: os.environ[name] for name in OURS}, EMBED_BATCH_SIZE=1)
     held = {
         moment: Held(platform, moment, project, images)
