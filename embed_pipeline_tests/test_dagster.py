@@ -193,6 +193,7 @@ class TestUI:
 
     def test_it_stops_a_run_of_the_command_line(self, ui: DagsterUI, place: Place) -> None:
         """Terminate on a CLI sync cancels that run; the CLI says so, goes on with the next, exits 1."""
+        wait_until(lambda: running(place) is None, 30, "the process of the run before to end")
         projects = ("terminal", PLAIN)
         with started([*PROGRAM, "sync", *projects, "--json"], place.env, **PIPES) as process:
             run = wait_until(lambda: running(place), 90, "the run of the command line")
