@@ -42,12 +42,11 @@ def end(run: ProjectRun, error: str | None) -> str | None:
     return None
 
 
-def clear_leftovers(deployment: Deployment, unfinished: Collection[str]) -> list[str]:
-    """Correct what the source shows of projects that no run works on. Returns those projects.
+def clear_leftovers(deployment: Deployment, unfinished: Collection[str]) -> None:
+    """Correct what the source shows of projects that no run works on.
 
     unfinished: projects with a queued or working run, as Dagster told after the source was listed.
     """
-    cleared = []
     for project in sorted(deployment.source.working() - set(unfinished)):
         try:
             with lease(deployment.project_home(project), project, "clear a flag", wait_seconds=0):
@@ -57,8 +56,7 @@ def clear_leftovers(deployment: Deployment, unfinished: Collection[str]) -> list
         except EmbedPipelineError as error:
             logger.warning("%s: shown as worked on, and is not: %s", project, error)
         else:
-            cleared.append(project)
-    return cleared
+            logger.warning("%s: shown as worked on by a run that was killed; not any more", project)
 
 
 def _is_unchanged(run: ProjectRun) -> bool:

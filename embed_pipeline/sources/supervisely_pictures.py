@@ -11,7 +11,6 @@ import httpx
 
 from embed_pipeline.errors import ImageError
 from embed_pipeline.images.decode import decode
-from embed_pipeline.models.protocol import ORIGINAL
 from embed_pipeline.sources.protocol import Wanted
 from embed_pipeline.sources.supervisely_http import Connection, Refused, TooLarge, explained
 from embed_pipeline.sources.supervisely_images import Locator
@@ -95,8 +94,3 @@ class Pictures:
             return explained(error, self._connection.where, "images.download")
         reason = "vanished" if status == _MISSING else "unavailable"
         return ImageError("fetch", reason, str(error) or type(error).__name__, transient=True)
-
-
-def is_preview(rendition: str) -> bool:
-    """Whether the bytes of a rendition cannot be compared with the listed hash."""
-    return rendition != ORIGINAL
