@@ -37,7 +37,7 @@ with warnings.catch_warnings(), supervisely_sdk.pillow_as_it_was():
 NUMBERS = itertools.count(1000, 1000)
 COUNTS = ("embed", "reuse", "relabel", "remove", "unchanged", "failed")
 BRIEF = Patience(
-    tries=2, try_seconds=1, total_seconds=3, first_wait_seconds=0.01, longest_wait_seconds=0.02
+    tries=2, try_seconds=2, total_seconds=6, first_wait_seconds=0.01, longest_wait_seconds=0.02
 )
 
 
