@@ -10,7 +10,6 @@ from embed_pipeline.deployment import Deployment
 from embed_pipeline.diff import wanted_points
 from embed_pipeline.errors import EmbedPipelineError
 from embed_pipeline.lease import lease
-from embed_pipeline.manifest import MANIFEST
 from embed_pipeline.models.protocol import Vectors
 from embed_pipeline.pause import is_paused
 from embed_pipeline.project_run import SUSPECTS, ProjectRun
@@ -49,8 +48,7 @@ def verify(run: ProjectRun, *, vectors: bool = False) -> Audit:
     run.home.make()
     if vectors:
         SUSPECTS.write(_altered(run), run.space_home.suspects)
-    listed = [page.images for page in run.deployment.source.scan(run.project)]
-    wanted = wanted_points(run.project_id, pl.concat([MANIFEST.empty(), *listed]))
+    wanted = wanted_points(run.project_id, run.listed())
     found = run.compare(wanted, forgive_all=True)
     return Audit(
         project_id=run.project,

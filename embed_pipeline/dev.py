@@ -17,9 +17,8 @@ def serve_dagster(deployment: Deployment, port: int) -> None:
     """
     if deployment.settings.source == SAMPLE:
         make_sample(deployment.home.sample)
-    _ = (
-        deployment.card
-    )  # a model from the hub is fetched now, not by the sensor in its first minute
+    # A model from the hub is fetched now, not by the sensor in its first minute.
+    _ = deployment.card
     with dagster_instance(deployment.settings) as instance:
         register_projects(deployment, instance)
     options = [

@@ -89,6 +89,12 @@ class ProjectRun:
         """Points that the collection holds now; 0 where there is none."""
         return self.collection.count() if self.collection.exists() else 0
 
+    def listed(self) -> pl.DataFrame:
+        """What the source lists now: MANIFEST rows, one per image. The manifest stays as it is."""
+        pages = [page.images for page in self.deployment.source.scan(self.project)]
+        listed = pl.concat([MANIFEST.empty(), *pages])
+        return listed.unique("image_id", keep="last", maintain_order=True)
+
     def manifest(self) -> pl.DataFrame:
         """The manifest of the last scan. Raises TableMissing where there was none."""
         return MANIFEST.read(self.home.manifest)

@@ -7,13 +7,11 @@ import logging
 from collections.abc import Collection
 from dataclasses import replace
 
-import polars as pl
-
 from embed_pipeline.collection_state import CollectionState
 from embed_pipeline.deployment import Deployment
 from embed_pipeline.errors import EmbedPipelineError, LeaseHeld
 from embed_pipeline.lease import lease
-from embed_pipeline.manifest import MANIFEST, data_version
+from embed_pipeline.manifest import data_version
 from embed_pipeline.project_run import ProjectRun
 
 logger = logging.getLogger(__name__)
@@ -35,7 +33,7 @@ def end(run: ProjectRun, error: str | None) -> str | None:
         state = CollectionState.read(run.home.state)
         if state is None or state.run_id != run.run_id or not state.equal:
             return run.deployment.revision(token)
-        if token != state.revision and _is_unchanged(run):
+        if token != state.revision and data_version(run.listed()) == data_version(run.manifest()):
             replace(state, revision=token).write(run.home.state)
     except EmbedPipelineError as failed:
         logger.warning("%s: the source was not told how the run ended: %s", run.project, failed)
@@ -57,10 +55,3 @@ def clear_leftovers(deployment: Deployment, unfinished: Collection[str]) -> None
             logger.warning("%s: shown as worked on, and is not: %s", project, error)
         else:
             logger.warning("%s: shown as worked on by a run that was killed; not any more", project)
-
-
-def _is_unchanged(run: ProjectRun) -> bool:
-    """Whether the source still lists what the run's manifest says."""
-    pages = [page.images for page in run.deployment.source.scan(run.project)]
-    listed = pl.concat([MANIFEST.empty(), *pages]).unique("image_id", keep="last")
-    return data_version(listed) == data_version(run.manifest())

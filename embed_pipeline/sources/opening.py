@@ -66,13 +66,14 @@ def _instance(settings: Settings, home: Home) -> ImageSource:
         api=_with_scheme(internal) if internal else None,
         access_token=settings.api_access_token,
     )
-    source_id = settings.source_id or urlsplit(server).netloc.rpartition("@")[2]
+    connection = Connection(address, at_once=settings.downloads)
+    source_id = settings.source_id or urlsplit(connection.where).netloc
 
     def links_of(project: str) -> Path:
         return home.project(f"{source_id}/{project}").links
 
     return SuperviselySource(
-        Connection(address, at_once=settings.downloads),
+        connection,
         source_id,
         links_of,
         resizer=settings.imgproxy_address,

@@ -13,7 +13,6 @@ import httpx
 from tenacity import RetryCallState
 
 from embed_pipeline.errors import (
-    EmbedPipelineError,
     SourceError,
     SourceRefused,
     SourceUnavailable,
@@ -117,14 +116,7 @@ class Connection:
         Raises SourceUnavailable for what may pass by itself, SourceRefused for what does not, and
         Missing where the instance knows no such thing.
         """
-        try:
-            answer = self._ask(self._request(method, data), patience, Event())
-            _require_json(answer)
-        except EmbedPipelineError:
-            raise
-        except Exception as error:
-            raise explained(error, self.where, method) from error
-        return answer
+        return self._json(self._request(method, data), patience)
 
     def image(self, image_id: int, max_bytes: int, stop: Event) -> bytes:
         """An image as it is stored. Raises Refused, TooLarge, Stopped or httpx.HTTPError."""
@@ -156,17 +148,23 @@ class Connection:
         method = "instance.admin-info"
         asked = {"accessToken": self._address.access_token}
         built = self._client.build_request("POST", f"{self._api}/{method}", json=asked)
+        answer = self._json(Request(method, built), self.looks)
         try:
-            answer = self._ask(Request(method, built), self.looks, Event())
-            _require_json(answer)
             return str(answer.json()["apiToken"])
         except KeyError:
             raise SourceRefused(
                 f"Supervisely at {self.where} gave no API token for SUPERVISELY_API_ACCESS_TOKEN; "
                 "set API_TOKEN instead"
             ) from None
+
+    def _json(self, request: Request, patience: Patience) -> httpx.Response:
+        """An answer that is JSON. Raises as `post`."""
+        try:
+            answer = self._ask(request, patience, Event())
+            _require_json(answer)
         except Exception as error:
-            raise explained(error, self.where, method) from error
+            raise explained(error, self.where, request.what) from error
+        return answer
 
     def _ask(self, request: Request, patience: Patience, stop: Event) -> httpx.Response:
         def tell(state: RetryCallState) -> None:
