@@ -1,13 +1,20 @@
 """The command line: one command per verb, each a few lines around a function of the same name."""
 
-import logging
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from embed_pipeline.cli_search import Json, Project, diverse, search
 from embed_pipeline.errors import EmbedPipelineError, ProjectNotFound, SettingsError
-from embed_pipeline.terminal import print_json, print_line, print_table, progress_bar, say
+from embed_pipeline.terminal import (
+    print_json,
+    print_line,
+    print_table,
+    progress_bar,
+    say,
+    show_warnings,
+)
 
 if TYPE_CHECKING:
     from embed_pipeline.deployment import Deployment
@@ -21,10 +28,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
-Project = Annotated[str, typer.Argument(help="The project's name.")]
-Limit = Annotated[int, typer.Option(help="How many images.", min=1, max=10_000)]
 
 
 @app.command()
@@ -186,34 +189,8 @@ def verify(
     raise typer.Exit(0 if found.equal else 1)
 
 
-@app.command()
-def search(
-    project: Project,
-    text: Annotated[list[str] | None, typer.Argument(help="What to search for.")] = None,
-    like: Annotated[
-        list[str] | None, typer.Option(help="An image id, a name in the project, or a file.")
-    ] = None,
-    not_text: Annotated[list[str] | None, typer.Option("--not", help="What not to find.")] = None,
-    unlike: Annotated[
-        list[str] | None, typer.Option(help="An image not to find the like of.")
-    ] = None,
-    limit: Limit = 10,
-    as_json: Json = False,
-) -> None:
-    """Find images by text, by image, or both."""
-    from embed_pipeline.search.query import Query, search
-    from embed_pipeline.sources.names import typed
-
-    deployment = _deployment()
-    name = typed(project)
-    query = Query(text or [], like or [], not_text or [], unlike or [], limit)
-    answer = search(deployment, name, query)
-    for cut in answer.truncated:
-        say(f"warning: longer than the model takes in, its end was left out: {cut[:60]}…")
-    if as_json:
-        print_json(answer.hits)
-    else:
-        print_table(answer.hits, ("score", "name", "dataset", "path"))
+app.command()(search)
+app.command()(diverse)
 
 
 @app.command()
@@ -222,6 +199,17 @@ def dev(port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 300
     from embed_pipeline.dev import serve_dagster
 
     serve_dagster(_deployment(), port)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", envvar="PORT")] = 8000,
+) -> None:
+    """Answer searches over HTTP, and on a page."""
+    from embed_pipeline.serve import serve
+
+    serve(_deployment(), host, port)
 
 
 @app.command()
@@ -247,9 +235,7 @@ def health(as_json: Json = False) -> None:
 def _deployment() -> "Deployment":
     from embed_pipeline.deployment import open_deployment
 
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    logging.getLogger("embed_pipeline").handlers = [handler]
+    show_warnings()
     return open_deployment()
 
 

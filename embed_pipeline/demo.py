@@ -12,7 +12,8 @@ from embed_pipeline.manifest import MANIFEST
 from embed_pipeline.pictures import picture
 from embed_pipeline.runs import COUNTS, SyncOutcome, dagster_instance, run_sync
 from embed_pipeline.sample import ALONE, DEMO_QUERIES, PROJECT, make_sample, matches
-from embed_pipeline.search.query import Hit, Query, search
+from embed_pipeline.search.query import Hit, query_of
+from embed_pipeline.search.searcher import Searcher
 from embed_pipeline.settings import DEMO_MODEL, SAMPLE
 from embed_pipeline.terminal import print_line, print_table, progress_bar
 
@@ -48,8 +49,9 @@ def run_demo(deployment: Deployment) -> DemoOutcome:
         outcome = run_sync(sample, instance, PROJECT, progress=progress)
     if outcome.error:
         raise EmbedPipelineError(outcome.error)
-    searches = [_search_text(sample, *pair) for pair in DEMO_QUERIES]
-    searches.append(_search_like(sample, searches))
+    searcher = Searcher(sample)
+    searches = [_search_text(searcher, *pair) for pair in DEMO_QUERIES]
+    searches.append(_search_like(searcher, searches))
     return DemoOutcome(PROJECT, outcome, searches, str(_draw(sample, searches)))
 
 
@@ -58,21 +60,21 @@ def show(outcome: DemoOutcome) -> None:
     print_table([outcome.sync], ("project_id", "status", *COUNTS))
     for found in outcome.searches:
         print_line(f"\n{found.query}: {found.right} of {len(found.hits)} right")
-        print_table(found.hits, ("score", "name", "dataset"))
+        print_table(found.hits, ("score", "confidence", "name", "dataset"))
     print_line(f"\ncontact sheet: {outcome.sheet}")
 
 
-def _search_text(deployment: Deployment, colour: str, shape: str) -> DemoSearch:
+def _search_text(searcher: Searcher, colour: str, shape: str) -> DemoSearch:
     query = f"a {colour} {shape}"
-    hits = search(deployment, PROJECT, Query(texts=[query], limit=HITS)).hits
+    hits = searcher.search(PROJECT, query_of(texts=[query], limit=HITS)).hits
     return DemoSearch(query, hits, sum(matches(hit.name, colour, shape) for hit in hits))
 
 
-def _search_like(deployment: Deployment, searches: list[DemoSearch]) -> DemoSearch:
+def _search_like(searcher: Searcher, searches: list[DemoSearch]) -> DemoSearch:
     """More like the first hit that shows one thing only; right are those that show it, too."""
     found = [(pair, hit) for pair, s in zip(DEMO_QUERIES, searches, strict=True) for hit in s.hits]
     pair, reference = next((each for each in found if each[1].dataset == ALONE), found[0])
-    hits = search(deployment, PROJECT, Query(like=[reference.image_id], limit=HITS)).hits
+    hits = searcher.search(PROJECT, query_of(like=[reference.image_id], limit=HITS)).hits
     right = sum(matches(hit.name, *pair) for hit in hits)
     return DemoSearch(f"like {reference.name}", hits, right)
 

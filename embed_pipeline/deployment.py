@@ -2,14 +2,16 @@
 
 import hashlib
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from threading import Lock
 
 from embed_pipeline.errors import ModelError
 from embed_pipeline.home import Home, ProjectHome
 from embed_pipeline.images.decode import decoding_conditions
 from embed_pipeline.models.card import load_card
-from embed_pipeline.models.hub import model_directory
+from embed_pipeline.models.hub import is_service, model_directory
 from embed_pipeline.models.protocol import ImageTextEncoder, ModelCard, rendition_of
 from embed_pipeline.serving import Space, serving_of
 from embed_pipeline.settings import Settings, load_settings
@@ -29,10 +31,16 @@ def open_deployment() -> "Deployment":
 
 @dataclass(frozen=True)
 class Deployment:
-    """Source, store and model of one set of settings; each is opened when first used."""
+    """Source, store and model of one set of settings; each is opened when first used.
+
+    share_encoders: have those for any number of threads.
+    """
 
     settings: Settings
-    _encoders: dict[ModelCard, ImageTextEncoder] = field(default_factory=dict)
+    share_encoders: bool = False
+    _encoders: dict[ModelCard, ImageTextEncoder] = field(default_factory=dict, init=False)
+    _loading: Lock = field(default_factory=Lock, init=False, compare=False)
+    _to_close: ExitStack = field(default_factory=ExitStack, init=False, compare=False)
 
     @cached_property
     def home(self) -> Home:
@@ -50,7 +58,9 @@ class Deployment:
         return open_store(self.settings)
 
     def close(self) -> None:
-        """Let go of store and source, where they were used."""
+        """Let go of store, source and encoders, where they were used."""
+        self._to_close.close()
+        self._encoders.clear()
         for used in ("store", "source"):
             if used in self.__dict__:
                 self.__dict__[used].close()
@@ -58,7 +68,7 @@ class Deployment:
     @cached_property
     def card(self) -> ModelCard:
         """The target model, not loaded."""
-        card = load_card(self.settings.model, self.home.models)
+        card = self._load_card(self.settings.model)
         return replace(card, rendition=self.source.rendition(card.preprocessing.size))
 
     def serving_card(self, project: str) -> ModelCard:
@@ -84,7 +94,7 @@ class Deployment:
     def _card_of(self, project: str, space: Space) -> ModelCard:
         # Not by way of EMBED_MODEL's card: search goes on where that model is not to be had.
         same = space.model == self.settings.model
-        loaded = self.card if same else load_card(space.model, self.home.models)
+        loaded = self.card if same else self._load_card(space.model)
         card = replace(loaded, rendition=rendition_of(space.space))
         if card.space != space.space:
             raise ModelError(
@@ -93,16 +103,43 @@ class Deployment:
             )
         return card
 
-    def encoder(self, card: ModelCard) -> ImageTextEncoder:
-        """The model behind a card, loaded once. Imports torch: takes seconds."""
-        if card not in self._encoders:
-            from embed_pipeline.models.clip import load_encoder
+    def _load_card(self, model: str) -> ModelCard:
+        if not is_service(model):
+            return load_card(model, self.home.models)
+        from embed_pipeline.models.remote import load_remote_card
 
-            directory = model_directory(card.name)
-            self._encoders[card] = load_encoder(
-                card, directory, device=self.settings.device, precision=self.settings.precision
-            )
+        return load_remote_card(model, self._key_of(model), self.home.models)
+
+    def _key_of(self, service: str) -> str | None:
+        # Another's, from which a project was brought over, is not told this one's key.
+        return self.settings.model_api_key if service == self.settings.model else None
+
+    def encoder(self, card: ModelCard) -> ImageTextEncoder:
+        """The model behind a card, loaded once. Imports torch, unless a service runs it: takes seconds."""
+        if card not in self._encoders:
+            with self._loading:
+                if card not in self._encoders:
+                    self._encoders[card] = self._open_encoder(card)
         return self._encoders[card]
+
+    def _open_encoder(self, card: ModelCard) -> ImageTextEncoder:
+        if is_service(card.name):
+            from embed_pipeline.models.remote import open_remote_encoder
+
+            remote = open_remote_encoder(card, self._key_of(card.name))
+            self._to_close.callback(remote.close)
+            return remote
+        from embed_pipeline.models.clip import load_encoder
+
+        directory, settings = model_directory(card.name), self.settings
+        loaded = load_encoder(card, directory, device=settings.device, precision=settings.precision)
+        if not self.share_encoders:
+            return loaded
+        from embed_pipeline.models.shared import SharedEncoder
+
+        shared = SharedEncoder(loaded, settings.batch_size)
+        self._to_close.callback(shared.close)
+        return shared
 
     def revision(self, token: str) -> str:
         """What a run is to reach: the source's token, and the conditions of EMBED_MODEL's space."""

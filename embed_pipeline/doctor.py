@@ -81,7 +81,8 @@ def _model(deployment: Deployment) -> str:
     card = deployment.card
     encoder = deployment.encoder(card)
     vectors = encoder.encode_texts(["a photo"]).vectors
-    return f"{card.name}: loaded, {vectors.shape[1]} dimensions, space {card.space}"
+    how = f"runs {card.own_name}" if card.own_name else "loaded"
+    return f"{card.name}: {how}, {vectors.shape[1]} dimensions, space {card.space}"
 
 
 def _dagster(deployment: Deployment) -> str:

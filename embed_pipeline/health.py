@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -17,7 +18,7 @@ from dagster._core.scheduler.instigation import InstigatorState, InstigatorTick,
 from embed_pipeline.deployment import Deployment, open_deployment
 from embed_pipeline.errors import EmbedPipelineError, ModelError, ModelNotFound
 from embed_pipeline.models.card import load_card
-from embed_pipeline.models.hub import cached, model_directory, model_files
+from embed_pipeline.models.hub import cached, is_service, model_directory, model_files
 from embed_pipeline.settings import DEMO_MODEL, Settings
 
 CHECK_SECONDS = 10.0
@@ -141,8 +142,8 @@ def _one_line(error: Exception, settings: Settings | None = None) -> str:
 
 def _secrets(settings: Settings | None) -> Iterator[str]:
     if settings:
-        known = (settings.api_token, settings.api_access_token, settings.qdrant_api_key)
-        yield from filter(None, known)
+        yield from filter(None, (settings.api_token, settings.api_access_token))
+        yield from filter(None, (settings.qdrant_api_key, settings.model_api_key))
 
 
 def _check_store(deployment: Deployment) -> None:
@@ -154,7 +155,27 @@ def _check_source(deployment: Deployment) -> None:
 
 
 def _check_encoder(deployment: Deployment) -> None:
-    """Raise unless EMBED_MODEL is here whole; what this process has loaded must work, too."""
+    """Raise unless EMBED_MODEL is to be had; what this process has loaded must work, too."""
+    if is_service(deployment.settings.model):
+        _check_service(deployment.settings)
+    else:
+        _check_model(deployment)
+    for encoder in list(deployment._encoders.values()):  # noqa: SLF001  # `encoder` would load it
+        if not np.isfinite(encoder.encode_texts(["a photo"]).vectors).all():
+            raise ModelError(f"{encoder.card.name}: gives no finite vector; fetch it again")
+
+
+def _check_service(settings: Settings) -> None:
+    """Raise unless the service that EMBED_MODEL names answers."""
+    from embed_pipeline.models.remote import ask_model
+    from embed_pipeline.models.remote_service import Service
+
+    with closing(Service(settings.model, settings.model_api_key)) as service:
+        ask_model(service, service.looks)
+
+
+def _check_model(deployment: Deployment) -> None:
+    """Raise unless EMBED_MODEL is on this machine, and whole."""
     model = deployment.settings.model
     if not (model == DEMO_MODEL or Path(model).expanduser().is_dir() or cached(model)):
         raise ModelNotFound(
@@ -165,9 +186,6 @@ def _check_encoder(deployment: Deployment) -> None:
     if gone := [path.name for path in model_files(directory) if not path.is_file()]:
         raise ModelError(f"{directory}: lacks {', '.join(gone)}; fetch the model again")
     load_card(model, deployment.home.models)
-    for encoder in list(deployment._encoders.values()):  # noqa: SLF001  # `encoder` would load it
-        if not np.isfinite(encoder.encode_texts(["a photo"]).vectors).all():
-            raise ModelError(f"{encoder.card.name}: gives no finite vector; fetch it again")
 
 
 def _check_daemons(instance: dg.DagsterInstance) -> None:

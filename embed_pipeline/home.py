@@ -141,6 +141,11 @@ class SpaceHome:
         return self.root / "suspects.parquet"
 
     @property
+    def calibration(self) -> Path:
+        """What unrelated queries find in the project: what confidence is measured against."""
+        return self.root / "calibration.npz"
+
+    @property
     def forced(self) -> Path:
         """Contents that must be encoded anew, whatever vector they have."""
         return self.root / "forced.parquet"

@@ -34,16 +34,15 @@ class ProjectStatus:
 
 def project_statuses(deployment: Deployment) -> list[ProjectStatus]:
     """Every project of the source, sorted by name."""
-    return [_status(deployment, project) for project in deployment.source.projects()]
+    listed = deployment.source.projects()
+    return [project_status(deployment, project, as_listed=True) for project in listed]
 
 
-def progress(deployment: Deployment, project: str) -> RunProgress | None:
-    """How far the run is that works on the project now, in this process or another."""
-    return progress_of(deployment.project_home(project))
-
-
-def _status(deployment: Deployment, project: str) -> ProjectStatus:
-    images, token = deployment.source.revision(project, as_listed=True)
+def project_status(
+    deployment: Deployment, project: str, *, as_listed: bool = False
+) -> ProjectStatus:
+    """One project. as_listed: as the source's last listing has it. Raises ProjectNotFound."""
+    images, token = deployment.source.revision(project, as_listed=as_listed)
     home = deployment.project_home(project)
     run = ProjectRun(deployment, project, "status")
     state = CollectionState.read(home.state)
@@ -59,6 +58,11 @@ def _status(deployment: Deployment, project: str) -> ProjectStatus:
         status=_condition(run, state, token),
         progress=progress_of(home),
     )
+
+
+def progress(deployment: Deployment, project: str) -> RunProgress | None:
+    """How far the run is that works on the project now, in this process or another."""
+    return progress_of(deployment.project_home(project))
 
 
 def _condition(run: ProjectRun, state: CollectionState | None, token: str) -> Status:

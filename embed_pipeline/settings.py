@@ -37,8 +37,8 @@ class Settings(BaseSettings):
     )
     model_name: str | None = Field(
         None,
-        validation_alias="EMBED_MODEL",
-        description="demo, a Hugging Face id, or a directory in that layout",
+        validation_alias=AliasChoices("EMBED_MODEL", "EMBEDDING_MODEL"),
+        description="demo, a Hugging Face id, a directory in that layout, or a service's http(s)://…",
     )
     home: AbsolutePath = Field(
         default_factory=lambda: user_data_path("embed_pipeline"),
@@ -102,7 +102,13 @@ class Settings(BaseSettings):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the device has it and it agrees with fp32"
     )
-    batch_size: int = Field(64, ge=1, le=4096, description="images per forward pass")
+    batch_size: int = Field(
+        64,
+        validation_alias=AliasChoices("EMBED_BATCH_SIZE", "MAX_BATCH_SIZE"),
+        ge=1,
+        le=4096,
+        description="images per forward pass",
+    )
     decode_workers: int = Field(
         default_factory=lambda: min(8, os.cpu_count() or 1),
         ge=1,
@@ -120,6 +126,60 @@ class Settings(BaseSettings):
     )
     store_wait_seconds: float = Field(
         30.0, ge=0, description="how long a turn at the embedded store is waited for"
+    )
+    model_api_key: str | None = Field(
+        None, description="the key that EMBED_MODEL=http(s)://… asks for", repr=False
+    )
+    api_key: str | None = Field(
+        None,
+        min_length=16,
+        description="what callers of `serve` must send; unset: only this machine may call",
+        repr=False,
+    )
+    api_requests_per_minute: int = Field(
+        1200, ge=1, description="requests that one caller of `serve` may send in a minute"
+    )
+    api_max_body_bytes: int = Field(
+        64_000_000, ge=1000, description="larger requests are refused by `serve`"
+    )
+    api_timeout_seconds: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="a caller of `serve` is answered by then, with 503 if need be",
+    )
+    max_texts_per_batch: int = Field(
+        100,
+        validation_alias="MAX_TEXTS_PER_BATCH",
+        ge=1,
+        le=2048,
+        description="texts in one request for embeddings",
+    )
+    max_images_per_batch: int = Field(
+        20,
+        validation_alias="MAX_IMAGES_PER_BATCH",
+        ge=1,
+        le=2048,
+        description="images in one request for embeddings",
+    )
+    max_image_size: int = Field(
+        10_485_760,
+        validation_alias="MAX_IMAGE_SIZE",
+        ge=1,
+        description="bytes of one image that a caller of `serve` sends",
+    )
+    dagster_url: str = Field(
+        "http://127.0.0.1:3000",
+        description="the Dagster UI, through which `serve` starts and stops runs",
+    )
+    image_ids_are_scope: bool = Field(
+        False,
+        description="`image_ids` of the route /search always says where to search, never for what",
+    )
+    selection_bytes: int = Field(
+        1_000_000_000,
+        ge=10_000_000,
+        description="memory that a diverse selection may take for vectors",
     )
     interval_minutes: float | None = Field(
         None,

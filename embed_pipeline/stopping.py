@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -64,15 +65,22 @@ class Resumed:
     message: str
 
 
-def stop_project(deployment: Deployment, instance: dg.DagsterInstance, project: str) -> Stopped:
+def stop_project(
+    deployment: Deployment,
+    instance: dg.DagsterInstance,
+    project: str,
+    terminate: Callable[[str], object] | None = None,
+) -> Stopped:
     """Stop the project's queued, starting and working runs; returns when they have ended.
 
     What was embedded is kept. The project stays stopped until its images change or somebody asks. What
-    the source shows of it is corrected, whatever there was to stop. Raises RunNotStopped where a run
-    goes on, or works on another machine.
+    the source shows of it is corrected, whatever there was to stop. terminate: tells a run, by its id,
+    to end; default: from this machine. Raises RunNotStopped where a run goes on, or works on another
+    machine.
     """
     home = deployment.project_home(project)
-    canceled, unreachable = _cancel_runs(instance, project)
+    terminate = terminate or instance.run_coordinator.cancel_run
+    canceled, unreachable = _cancel_runs(instance, project, terminate)
     ended = _end_process(home, project)
     cleared = _clear_flag(deployment, instance, project)
     project_id = int(project) if deployment.settings.is_supervisely else project
@@ -108,7 +116,9 @@ def resume_project(deployment: Deployment, project: str) -> Resumed:
     return Resumed(project, "goes on: the sensor asks for a run if there is something to do")
 
 
-def _cancel_runs(instance: dg.DagsterInstance, project: str) -> tuple[set[str], str | None]:
+def _cancel_runs(
+    instance: dg.DagsterInstance, project: str, terminate: Callable[[str], object]
+) -> tuple[set[str], str | None]:
     """Cancel until no run is left, or time is up: one that was starting may be working by then.
 
     Returns the runs' ids, and why Dagster could not be asked.
@@ -119,7 +129,7 @@ def _cancel_runs(instance: dg.DagsterInstance, project: str) -> tuple[set[str], 
         try:
             runs = _unfinished(instance, project)
             for run in runs:
-                _cancel(instance, run)
+                _cancel(instance, run, terminate)
                 canceled.add(run.run_id)
         except (DatabaseError, dg.DagsterError) as error:
             # The process is reached by its lease all the same.
@@ -147,10 +157,12 @@ def _unfinished(instance: dg.DagsterInstance, project: str) -> list[dg.DagsterRu
     return list(instance.get_runs(dg.RunsFilter(statuses=UNFINISHED, tags=tags)))
 
 
-def _cancel(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+def _cancel(
+    instance: dg.DagsterInstance, run: dg.DagsterRun, terminate: Callable[[str], object]
+) -> None:
     match run.status:
         case dg.DagsterRunStatus.QUEUED | dg.DagsterRunStatus.STARTED:
-            instance.run_coordinator.cancel_run(run.run_id)
+            terminate(run.run_id)
         case dg.DagsterRunStatus.CANCELING:
             if is_dead(instance, run.run_id):
                 instance.report_run_canceled(run, "Its process was killed.")

@@ -1,6 +1,7 @@
 """What a person sees: bars on a terminal, tables, one-line errors. Machines get JSON."""
 
 import json
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,6 +56,13 @@ def print_line(text: str) -> None:
     """One line on stdout."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def show_warnings() -> None:
+    """Log lines of ours on stderr, of the level that EMBED_LOG_LEVEL says."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.getLogger("embed_pipeline").handlers = [handler]
 
 
 def say(message: str) -> None:

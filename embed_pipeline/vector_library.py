@@ -9,6 +9,7 @@ the meantime is newer.
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,10 @@ MERGE_AT_MOST_ROWS = 500_000
 KEEP_REPLACED_SECONDS = 24 * 3600
 REPLACED = ".replaced"
 LOCK_SECONDS = 60.0
+BLOCK_ROWS = 65_536
 
 Vectors = NDArray[np.float32]
+Halves = NDArray[np.float16]
 
 
 class VectorLibrary:
@@ -65,6 +68,24 @@ class VectorLibrary:
         """
         rows = self._rows_of(content_hashes, self._table.schema.names())
         return rows["content_hash"], self._to_float32(rows)
+
+    def blocks(self, content_hashes: pl.Series) -> Iterator[tuple[pl.Series, Halves]]:
+        """Contents among `content_hashes` with their vectors as stored, at most BLOCK_ROWS at a time.
+
+        A content may come again: the last one counts. What has no vector does not come.
+        """
+        asked = pl.LazyFrame({"content_hash": content_hashes.drop_nulls().unique()})
+        with self._damage_explained():
+            for part in self.parts():
+                rows = self._scan([part])
+                hashes = rows.select("content_hash").with_row_index("row")
+                wanted = hashes.join(asked, on="content_hash", how="semi").sort("row").collect()
+                in_blocks = wanted.with_columns(block=pl.col("row") // BLOCK_ROWS)
+                for block in in_blocks.partition_by("block"):
+                    first, last = block["row"][0], block["row"][-1]
+                    near = rows.slice(first, last - first + 1).collect()
+                    found = near[block["row"] - first]
+                    yield found["content_hash"], self._halves(found)
 
     def add(self, content_hashes: pl.Series, vectors: Vectors) -> Vectors:
         """Add a part of `vectors` (len(content_hashes), dimension). Durable when it returns.
@@ -159,8 +180,13 @@ class VectorLibrary:
         asked = pl.LazyFrame({"content_hash": content_hashes.drop_nulls().unique()})
         rows = self._scan(parts).select(columns)
         found = rows.join(asked, on="content_hash", how="semi", maintain_order="left")
-        try:
+        with self._damage_explained():
             return _newest(found.collect())
+
+    @contextmanager
+    def _damage_explained(self) -> Iterator[None]:
+        try:
+            yield
         except pl.exceptions.PolarsError as error:
             reason = str(error).splitlines()[0]
             raise TableError(
@@ -175,8 +201,10 @@ class VectorLibrary:
         return pl.scan_parquet(list(parts))
 
     def _to_float32(self, rows: pl.DataFrame) -> Vectors:
-        halves = rows["vector"].to_numpy().reshape(-1, self.dimension)
-        return halves.astype(np.float32)
+        return self._halves(rows).astype(np.float32)
+
+    def _halves(self, rows: pl.DataFrame) -> Halves:
+        return rows["vector"].to_numpy().reshape(-1, self.dimension)
 
     def _adding(self) -> FileLock:
         """One part at a time is added: each is newer than all that could be seen before it."""

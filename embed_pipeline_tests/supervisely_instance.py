@@ -56,6 +56,8 @@ class Instance:
     bumps_on_stamp: stamping images, and flags of a project, also date them anew.
     nulls_on_change: an image whose bytes are replaced loses its stamp.
     links: bytes at `/links/<name>`. canned_preview: what every preview is, where given.
+    users: who each token is of. hidden: projects that a token is not shown. apps: where each task that
+    takes requests is.
     """
 
     def __init__(
@@ -71,6 +73,9 @@ class Instance:
         self.bumps_on_stamp = False
         self.nulls_on_change = True
         self.canned_preview: bytes | None = None
+        self.users: dict[str | None, int] = {token: 5 + n for n, token in enumerate(tokens)}
+        self.hidden: dict[str | None, set[int]] = {}
+        self.apps: dict[int, str] = {}
         self.links: dict[str, bytes] = {}
         self.files: dict[str, bytes] = {}
         self.teams: dict[int, Team] = {}

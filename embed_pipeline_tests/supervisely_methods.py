@@ -4,6 +4,8 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+import httpx
+
 from embed_pipeline_tests.supervisely_collections import CollectionMethods
 from embed_pipeline_tests.supervisely_instance import Instance
 from embed_pipeline_tests.supervisely_lists import (
@@ -29,6 +31,7 @@ from embed_pipeline_tests.supervisely_records import (
 )
 
 VERSION = "6.14.4"
+FORWARDED = "tasks.request.direct"
 OPEN = ("instance.version", "instance.admin-info")
 FLAGS = ("embeddingsEnabled", "embeddingsUpdatedAt", "embeddingsInProgress")
 IMAGE_FIELDS = (
@@ -52,6 +55,7 @@ class Methods(CollectionMethods):
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
         self.address = ""
+        self.token: str | None = None
 
     def answer(self, name: str, body: Body, token: str | None, address: str) -> Reply:
         """What the instance at this address says. Raises Refused."""
@@ -62,8 +66,10 @@ class Methods(CollectionMethods):
             raise Refused(401, "Unauthorized")
         if strange := set(body) - known.keys:
             raise Refused(400, f"{name} does not take {sorted(strange)}", unknown=True)
+        if name == FORWARDED:  # not under the lock: who answers it asks us
+            return self._forwarded(body, token)
         with self.instance.lock:
-            self.address = address
+            self.address, self.token = address, token
             try:
                 said = known.answer(self, body)
             except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -84,7 +90,19 @@ class Methods(CollectionMethods):
 
     @method("users.me")
     def _me(self, _: Body) -> Body:
-        return {"id": 5, "login": "admin"}
+        return {"id": self.instance.users[self.token], "login": "admin"}
+
+    @method(FORWARDED, "taskId command context state skipResponse timeout")
+    def _app(self, _: Body) -> Body:
+        raise NotImplementedError  # answered by `_forwarded`
+
+    def _forwarded(self, body: Body, token: str | None) -> Reply:
+        """What an app answers, asked in the envelope: with the token of whom the request is from."""
+        context = body["context"] | {"apiToken": token}
+        asked = {"state": body["state"], "context": context}
+        url = f"{self.instance.apps[body['taskId']]}/{body['command']}"
+        answer = httpx.post(url, json=asked, timeout=60)
+        return Reply(answer.status_code, answer.content, {"Content-Type": "application/json"})
 
     @method("teams.info", "id")
     def _team(self, body: Body) -> Body:
@@ -107,6 +125,8 @@ class Methods(CollectionMethods):
     @method("projects.info", "id extraFields")
     def _project_info(self, body: Body) -> Body:
         project = found(self.instance.projects, body["id"], "project")
+        if project.id in self.instance.hidden.get(self.token, ()):
+            raise Refused(403, f"project {project.id} is not yours")
         return self._project_entities([project], FLAGS)(project)
 
     @method("projects.list", f"{PAGE} workspaceId fields extraFields")

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import AliasChoices
 
 from embed_pipeline.cli import app
-from embed_pipeline.settings import Settings
+from embed_pipeline.deployment import Deployment
+from embed_pipeline.project_run import ProjectRun
+from embed_pipeline.settings import Settings, load_settings
+from embed_pipeline.sync import sync
+from embed_pipeline_tests.conftest import draw_many
 
 TOP = Path(__file__).parents[1]
 README = (TOP / "README.md").read_text()
@@ -21,6 +26,8 @@ COMMANDS = sorted(
 def variable(field: str) -> str:
     """The environment variable of a settings field."""
     alias = Settings.model_fields[field].validation_alias
+    if isinstance(alias, AliasChoices):
+        return str(alias.choices[0])
     return alias if isinstance(alias, str) else f"EMBED_{field.upper()}"
 
 
@@ -83,6 +90,11 @@ def test_the_python_of_the_readme_runs(
 ) -> None:
     """What it shows is what there is to import, and what it prints."""
     monkeypatch.setenv("DAGSTER_HOME", str(root.parent / "home" / "dagster"))
-    [example] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(example, {})
-    assert capsys.readouterr().out == "None\nnothing to stop\n"
+    draw_many(root / "cats", 3)
+    sync(ProjectRun(Deployment(load_settings()), "cats", "run"))
+    for example in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(example, {})
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.rpartition("/")[2] for line in printed[:3]].count("image-0001.png") == 1
+    assert printed[3].startswith("Coverage(mean_distance=0.0, ")
+    assert printed[4:] == ["None", "nothing to stop"]

@@ -19,7 +19,8 @@ from embed_pipeline.collection_state import CollectionState
 from embed_pipeline.errors import ImageError, StoreError
 from embed_pipeline.models.protocol import Vectors
 from embed_pipeline.project_run import ProjectRun
-from embed_pipeline.search.query import Query, search
+from embed_pipeline.search.query import Query
+from embed_pipeline.search.searcher import Searcher
 from embed_pipeline.sync import diff, scan, sync
 from embed_pipeline_tests.conftest import draw, draw_many
 
@@ -42,9 +43,9 @@ def counts(state: CollectionState) -> dict[str, int]:
 
 def searchable(run: ProjectRun) -> int:
     """How many images a search finds; a search by image works as well."""
-    image = search(run.deployment, run.project, Query(like=["image-0005.png"])).hits
+    image = Searcher(run.deployment).search(run.project, Query(like=["image-0005.png"])).hits
     assert len(image) == IMAGES - 1
-    return len(search(run.deployment, run.project, Query(texts=["a cat"], limit=100)).hits)
+    return len(Searcher(run.deployment).search(run.project, Query(texts=["a cat"], limit=100)).hits)
 
 
 def vectors_of(run: ProjectRun) -> dict[str, Vectors]:

@@ -60,19 +60,28 @@ ROOMS = (
         "demo",
         "dev",
         "terminal",
+        "api",
+        "serve",
         "cli",
+        "cli_search",
     },
 )
 # Heavy or foreign libraries, and the only places that may know them.
 FOREIGN = {
-    "dagster": {"defs", "definitions", "runs", "stopping", "health"},
+    "dagster": {"defs", "definitions", "runs", "stopping", "health", "api"},
     "qdrant_client": {"stores"},
     "qdrant_edge": {"stores"},
     "torch": {"models"},
     "transformers": {"models"},
     "supervisely": {"sources"},
-    "httpx": {"sources"},
-    "typer": {"cli"},
+    "httpx": {"sources", "models", "api"},
+    "fastapi": {"api"},
+    "starlette": {"api"},
+    "uvicorn": {"serve"},
+    "prometheus_client": {"api"},
+    "dagster_graphql": {"api"},
+    "sklearn": {"search"},
+    "typer": {"cli", "cli_search"},
 }
 
 

@@ -18,7 +18,8 @@ from embed_pipeline.models.hub import model_directory
 from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.prune import prune
 from embed_pipeline.rollback import roll_back_project
-from embed_pipeline.search.query import Query, search
+from embed_pipeline.search.query import Query
+from embed_pipeline.search.searcher import Searcher
 from embed_pipeline.serving import serving_of
 from embed_pipeline.settings import load_settings
 from embed_pipeline.sync import diff, embed, scan, sync
@@ -63,7 +64,9 @@ def spaces(run: ProjectRun) -> list[str]:
 
 def found(run: ProjectRun, limit: int = 100) -> int:
     """How many images a search finds."""
-    return len(search(run.deployment, run.project, Query(texts=["a cat"], limit=limit)).hits)
+    return len(
+        Searcher(run.deployment).search(run.project, Query(texts=["a cat"], limit=limit)).hits
+    )
 
 
 def test_search_stays_on_the_old_model_until_the_new_one_is_proved(

@@ -34,7 +34,8 @@ from embed_pipeline.images.preprocess import preprocess
 from embed_pipeline.models.protocol import Vectors
 from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.projects import project_statuses
-from embed_pipeline.search.query import Query, search
+from embed_pipeline.search.query import Query
+from embed_pipeline.search.searcher import Searcher
 from embed_pipeline.sources import supervisely_listing
 from embed_pipeline.sources.protocol import Wanted
 from embed_pipeline.sources.supervisely_listing import UNMARKED
@@ -77,7 +78,9 @@ def asked_for(tick: Tick) -> list[str]:
 
 def found(platform: Platform, project: int) -> set[int]:
     """The images that a search finds."""
-    return {int(hit.image_id) for hit in search(platform.deployment, str(project), CAT).hits}
+    return {
+        int(hit.image_id) for hit in Searcher(platform.deployment).search(str(project), CAT).hits
+    }
 
 
 def stamped(platform: Platform, project: int) -> set[int]:
@@ -587,11 +590,12 @@ def test_w32_a_text_is_a_text(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.jpg").write_bytes(platform.instance.image(image).data)
     deployment, name, url = platform.deployment, str(project), f"{elsewhere}/remote/x.jpg"
-    by_file = search(deployment, name, Query(like=["x.jpg"])).hits
+    by_file = Searcher(deployment).search(name, Query(like=[tmp_path / "x.jpg"])).hits
     assert by_file[0].score > 0.99
     for text in ("x.jpg", url):
-        hits = search(deployment, name, Query(texts=[text])).hits
+        hits = Searcher(deployment).search(name, Query(texts=[text])).hits
         assert len(hits) == 2
         assert max(hit.score for hit in hits) < 0.9
-    with pytest.raises(QueryError, match="neither an image id nor a name"):
-        search(deployment, name, Query(like=[url]))
+    for given in ("x.jpg", url):
+        with pytest.raises(QueryError, match="neither an image id nor a name"):
+            Searcher(deployment).search(name, Query(like=[given]))

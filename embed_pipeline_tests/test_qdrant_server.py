@@ -158,6 +158,7 @@ QUESTIONS: dict[str, tuple[str, Callable[[Collection], object]]] = {
     "count": ("count", lambda cats: cats.count()),
     "nearest": ("query_points", lambda cats: cats.nearest(vectors(1)[0], 2)),
     "scroll": ("scroll", lambda cats: list(cats.scroll())),
+    "of_images": ("scroll", lambda cats: cats.of_images(["a"])),
     "scroll_vectors": ("scroll", lambda cats: list(cats.scroll_vectors())),
 }
 CALLS = CHANGES | QUESTIONS

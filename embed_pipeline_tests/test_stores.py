@@ -131,6 +131,29 @@ def test_settings_choose_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert isinstance(open_store(load_settings()), QdrantServerStore)
 
 
+def test_points_of_some_images(cats: Collection, dogs: Collection) -> None:
+    """Images by their ids come with their payload and vector; those without a point are left out."""
+    cats.upsert(points("source/cats", ["a", "b", "c"]), vectors(3))
+    dogs.upsert(points("source/dogs", ["a"]), vectors(1, seed=9))
+    got, of_them = cats.of_images(["c", "gone", "a"])
+    order = got["image_id"].arg_sort()
+    assert got[order].equals(
+        rows(cats).filter(pl.col("image_id").is_in(["a", "c"])).sort("image_id")
+    )
+    np.testing.assert_allclose(of_them[order.to_numpy()], vectors(3)[[0, 2]], atol=ROUNDING)
+    assert cats.of_images([])[0].is_empty()
+    assert cats.of_images(["gone"])[0].is_empty()
+
+
+def test_the_nearest_come_with_their_vectors(cats: Collection) -> None:
+    """Where vectors are asked for, each hit's own stands beside its score."""
+    cats.upsert(points("source/cats", ["a", "b", "c"]), vectors(3))
+    hits = cats.nearest(vectors(3)[1], 2, with_vectors=True)
+    assert hits["image_id"][0] == "b"
+    expected = hits["vector"].to_numpy() @ vectors(3)[1]
+    np.testing.assert_allclose(hits["score"].to_numpy(), expected, atol=ROUNDING)
+
+
 def test_upsert_and_scroll_round_trip(cats: Collection) -> None:
     """What was upserted comes back: every column, whatever the strings hold, and the vectors."""
     names = ["a.jpg", "new\nline\t.jpg", "猫 🐈 e\u0301.jpg", "", "quote\"'\\%2F.jpg", "\x00\x7f"]

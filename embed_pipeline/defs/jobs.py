@@ -1,10 +1,15 @@
-"""The jobs: bring one project up to date, audit all of them, delete old runs."""
+"""The jobs: bring one project up to date, audit all of them, answer a query, delete old runs."""
 
 import dagster as dg
+from pydantic import Field
 
+from embed_pipeline.defs import metadata
 from embed_pipeline.defs.assets import GROUP, collection_audit
+from embed_pipeline.defs.explained import explained
+from embed_pipeline.defs.image_search import ImageSearch
 from embed_pipeline.defs.old_runs import delete_old_runs
 from embed_pipeline.defs.resources import EmbedPipeline
+from embed_pipeline.search.query import query_of
 
 audit = dg.AssetSelection.assets(collection_audit)
 
@@ -20,6 +25,36 @@ audit_projects = dg.define_asset_job(
     selection=audit,
     description="Verify all projects in one run; the sensor sees to those that differ.",
 )
+
+
+class QueryConfig(dg.Config):
+    """A query of a project, as `embed-pipeline search` takes it. Images are ids, or names in the project."""
+
+    project: str
+    texts: list[str] = Field(default=[])
+    like: list[str] = Field(default=[])
+    not_texts: list[str] = Field(default=[])
+    unlike: list[str] = Field(default=[])
+    mode: str = Field("weighted", description="weighted, all or any")
+    limit: int = 10
+    datasets: list[str] | None = Field(None, description="ids or names; nested ones are included")
+    confidence: float | None = Field(None, description="least confidence, 0 to 1")
+    diversity: float = 0.0
+
+
+@dg.op(out=dg.Out(dg.Nothing))
+@explained
+def answer(context: dg.OpExecutionContext, config: QueryConfig, search: ImageSearch) -> None:
+    """Search, and show what was found on the run's page."""
+    query = query_of(**config.model_dump(exclude={"project"}))
+    found = search.search(config.project, query)
+    context.add_output_metadata(metadata.of_answer(search.deployment, config.project, found))
+
+
+@dg.job(description="Search a project; the run's page shows the answer as a table and a sheet.")
+def query_project() -> None:
+    """One op."""
+    answer()
 
 
 @dg.op(out=dg.Out(dg.Nothing))

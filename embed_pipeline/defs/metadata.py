@@ -10,11 +10,13 @@ import polars as pl
 from embed_pipeline.audit import AuditedProjects
 from embed_pipeline.collection_state import CollectionState
 from embed_pipeline.contact_sheet import Row, Thumbnail, contact_sheet, inline_jpeg
+from embed_pipeline.deployment import Deployment
 from embed_pipeline.diff import ACTIONS, DIFF, Difference
 from embed_pipeline.embedding import Throughput
 from embed_pipeline.manifest import MANIFEST
 from embed_pipeline.pictures import picture
 from embed_pipeline.project_run import ProjectRun
+from embed_pipeline.search.query import Answer
 
 Metadata = Mapping[str, dg.MetadataValue | str | int | float]
 
@@ -60,7 +62,8 @@ def of_embeddings(run: ProjectRun, throughput: Throughput) -> Metadata:
         told["encoder seconds per 1,000 images"] = round(
             1000 * throughput.encoder_seconds / throughput.embedded, 2
         )
-        told["new images"] = _sheet(run)
+        new = DIFF.read(run.space_home.diff).filter(action="embed")
+        told["new images"] = _sheet(run.deployment, run.project, new)
     told["space"] = run.card.space
     if failures.height:
         columns = ("image_id", "reason", "detail", "stage", "attempts")
@@ -98,6 +101,23 @@ def of_audit(audited: AuditedProjects) -> Metadata:
     return told
 
 
+def of_answer(deployment: Deployment, project: str, answer: Answer) -> Metadata:
+    """The hits as a table, and what they look like."""
+    manifest = MANIFEST.read(deployment.project_home(project).manifest)
+    ids = pl.DataFrame({"image_id": [hit.image_id for hit in answer.hits]}, {"image_id": pl.String})
+    found = ids.join(manifest, on="image_id", maintain_order="left")
+    columns = ("score", "confidence", "name", "dataset", "image_id", "path")
+    hits = [asdict(hit) for hit in answer.hits]
+    told: dict[str, dg.MetadataValue | str | int | float] = {
+        "hits": len(hits),
+        _first("answer", len(hits)): _table(hits, columns),
+        "images": _sheet(deployment, project, found),
+    }
+    if answer.truncated:
+        told["cut short by the model"] = "; ".join(answer.truncated)
+    return told
+
+
 def _first(label: str, rows: int) -> str:
     """The label of a table that shows only so many rows."""
     return label if rows <= TABLE_ROWS else f"{label}, the first {TABLE_ROWS}"
@@ -110,14 +130,15 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dg.Tabl
     )
 
 
-def _sheet(run: ProjectRun) -> dg.MarkdownMetadataValue:
-    new = DIFF.read(run.space_home.diff).filter(action="embed").head(SHEET_IMAGES)
+def _sheet(deployment: Deployment, project: str, images: pl.DataFrame) -> dg.MarkdownMetadataValue:
+    """Thumbnails of the first of some rows of a manifest, or of a diff."""
+    shown = images.head(SHEET_IMAGES)
     pictures = [
-        picture(run.deployment, run.project, locator, content_hash, SHEET_SIDE)
-        for locator, content_hash in new.select("locator", "content_hash").iter_rows()
+        picture(deployment, project, locator, content_hash, SHEET_SIDE)
+        for locator, content_hash in shown.select("locator", "content_hash").iter_rows()
     ]
     thumbnails = [
-        Thumbnail(image, name) for image, name in zip(pictures, new["name"], strict=True) if image
+        Thumbnail(image, name) for image, name in zip(pictures, shown["name"], strict=True) if image
     ]
     starts = range(0, len(thumbnails), SHEET_COLUMNS)
     rows = [Row("", thumbnails[start : start + SHEET_COLUMNS]) for start in starts]

@@ -18,7 +18,20 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from embed_pipeline.errors import ModelError
-from embed_pipeline.models.protocol import ModelCard, Pixels, TextVectors, Vectors
+from embed_pipeline.models.protocol import (
+    LongTextVectors,
+    ModelCard,
+    Pixels,
+    TextVectors,
+    Tokens,
+    Vectors,
+)
+from embed_pipeline.models.texts import (
+    TEXTS_AT_ONCE,
+    TextReader,
+    encode_long_texts,
+    encode_texts,
+)
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -26,7 +39,6 @@ Precision = Literal["auto", "fp32", "bf16"]
 # Least cosine between bf16 and fp32 on the probe for bf16 to be used.
 LEAST_AGREEMENT = 0.999
 
-_TEXTS_AT_ONCE = 64
 _PROBE_TEXTS = ("a photo of a cat", "two red cars on a street at night", "")
 
 _log = logging.getLogger(__name__)
@@ -57,10 +69,11 @@ def load_encoder(
 class ClipEncoder:
     """A loaded model. Not for several threads at once."""
 
-    def __init__(self, card: ModelCard, model: Any, tokenizer: Tokenizer) -> None:
+    def __init__(self, card: ModelCard, model: Any, reader: TextReader, pad_id: int) -> None:
         self.card = card
         self.model = model
-        self._tokenizer = tokenizer
+        self.reader = reader
+        self._pad_id = pad_id
         self._is_siglip = model.config.model_type == "siglip"
         mean, std = torch.tensor(card.preprocessing.mean), torch.tensor(card.preprocessing.std)
         self._scale = (1 / (255 * std)).view(3, 1, 1).to(model.device)
@@ -85,33 +98,37 @@ class ClipEncoder:
         output = self.model.get_image_features(pixel_values=values.to(self.model.dtype))
         return _unit(output.pooler_output)
 
-    @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> TextVectors:
         """Encode n texts → (n, dimension), in order. Raises ModelError for a vector not finite."""
-        vectors = np.empty((len(texts), self.card.dimension), np.float32)
-        truncated: list[bool] = []
-        for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            inputs, cut = self._tokens(texts[start : start + _TEXTS_AT_ONCE])
-            output = self.model.get_text_features(**inputs)
-            vectors[start : start + len(cut)] = _unit(output.pooler_output)
-            truncated += cut
-        if not np.isfinite(vectors).all():
-            raise ModelError(f"{self.card.name}: gives no finite vector for a text; fetch it again")
-        return TextVectors(vectors, truncated)
+        return encode_texts(self, texts)
 
-    def _tokens(self, texts: Sequence[str]) -> tuple[dict[str, torch.Tensor], list[bool]]:
-        """The model's inputs, and which texts do not fit its context."""
-        texts = [text.encode(errors="replace").decode() for text in texts]  # no lone surrogates
-        if self._is_siglip:  # trained on lower case, padded to the whole context, with no mask
-            texts = [text.lower() for text in texts]
-        tokens = self._tokenizer.encode_batch(texts)
-        inputs = {"input_ids": torch.tensor([each.ids for each in tokens])}
-        if not self._is_siglip:
-            inputs["attention_mask"] = torch.tensor([each.attention_mask for each in tokens])
-        device = self.model.device
-        return {name: numbers.to(device) for name, numbers in inputs.items()}, [
-            bool(each.overflowing) for each in tokens
-        ]
+    def encode_long_texts(self, texts: Sequence[str]) -> LongTextVectors:
+        """Encode n texts of any length → (n, dimension). Raises ModelError as `encode_texts`."""
+        return encode_long_texts(self, texts)
+
+    @torch.inference_mode()
+    def encode_tokens(self, texts: Sequence[Tokens]) -> Vectors:
+        """Encode n texts → (n, dimension), in order. A row that is not finite is all NaN."""
+        vectors = np.empty((len(texts), self.card.dimension), np.float32)
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            part = texts[start : start + TEXTS_AT_ONCE]
+            output = self.model.get_text_features(**self._inputs(part))
+            vectors[start : start + len(part)] = _unit(output.pooler_output)
+        return vectors
+
+    def _inputs(self, texts: Sequence[Tokens]) -> dict[str, torch.Tensor]:
+        """What the model takes: padded to the longest, and for SigLIP to the whole context, unmasked."""
+        context: int = self.model.config.text_config.max_position_embeddings
+        width = context if self._is_siglip else max(len(each.ids) for each in texts)
+        ids = torch.full((len(texts), width), self._pad_id)
+        mask = torch.zeros((len(texts), width), dtype=torch.long)
+        for row, each in enumerate(texts):
+            ids[row, : len(each.ids)] = torch.tensor(each.ids)
+            mask[row, : len(each.ids)] = 1
+        inputs = (
+            {"input_ids": ids} if self._is_siglip else {"input_ids": ids, "attention_mask": mask}
+        )
+        return {name: numbers.to(self.model.device) for name, numbers in inputs.items()}
 
 
 def _unit(features: torch.Tensor) -> NDArray[np.float32]:
@@ -158,34 +175,33 @@ def _load(card: ModelCard, directory: Path, device: torch.device) -> ClipEncoder
                 use_safetensors=True,
                 output_loading_info=True,
             )
-            tokenizer = _tokenizer(directory, model.config)
+            tokenizer = _tokenizer(directory)
+            reader = _reader(tokenizer, model.config)
+            pad_id = _pad_id(directory, tokenizer)
     except Exception as error:  # a damaged file surfaces as any of a dozen types
         raise ModelError(f"{directory}: cannot be loaded: {_one_line(error)}") from error
     if report["missing_keys"]:
         some = ", ".join(sorted(report["missing_keys"])[:3])
         raise ModelError(f"{directory}: weights are missing ({some}, …); fetch the model again")
-    return ClipEncoder(card, model.eval().to(device), tokenizer)
+    return ClipEncoder(card, model.eval().to(device), reader, pad_id)
 
 
-def _tokenizer(directory: Path, config: Any) -> Tokenizer:
-    """The tokenizer as its own file describes it, cutting and padding to the model's context.
+def _tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer as its own file describes it.
 
     transformers would rebuild it by the name of its class, and wants sentencepiece for SigLIP's.
     """
     if (directory / "tokenizer.json").exists():
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    else:
-        named = AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
-        tokenizer = named.backend_tokenizer
-    context = config.text_config.max_position_embeddings
-    tokenizer.enable_truncation(context)
-    tokenizer.enable_padding(
-        pad_id=_pad_id(directory, tokenizer),
-        length=context if config.model_type == "siglip" else None,
-    )
+        return Tokenizer.from_file(str(directory / "tokenizer.json"))
+    named = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    tokenizer: Tokenizer = named.backend_tokenizer
     return tokenizer
+
+
+def _reader(tokenizer: Tokenizer, config: Any) -> TextReader:
+    context = config.text_config.max_position_embeddings
+    lower_case = config.model_type == "siglip"  # it was trained so
+    return TextReader(tokenizer, context, lower_case=lower_case)
 
 
 def _pad_id(directory: Path, tokenizer: Tokenizer) -> int:

@@ -37,6 +37,11 @@ _HUB_TIMEOUT_SECONDS = 5.0
 _CONVERSION_BOT = "SFconvertbot"  # Hugging Face's own; opens pull requests that add safetensors
 
 
+def is_service(model: str) -> bool:
+    """Whether `model` is the address of a service that runs it."""
+    return model.startswith(("http://", "https://"))
+
+
 def model_directory(model: str) -> Path:
     """The directory with the files of `model`: `demo`, a directory, or a Hugging Face id.
 

@@ -1,180 +1,178 @@
-"""Search by texts and images, and away from others. Reads only."""
+"""What can be asked of a project's images, and what is answered. The same from every door."""
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-import numpy as np
-import polars as pl
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-from embed_pipeline.deployment import Deployment
-from embed_pipeline.errors import CollectionMissing, QueryError
-from embed_pipeline.images.decode import decode
-from embed_pipeline.images.preprocess import preprocess
-from embed_pipeline.manifest import MANIFEST
-from embed_pipeline.models.protocol import ModelCard, Vectors
-from embed_pipeline.sources.names import typed
-from embed_pipeline.stores.protocol import Filter
+from embed_pipeline.errors import QueryError
 
-# How much a negative counts against a positive. As much would leave little of a query whose parts
-# are alike, and all CLIP vectors are.
-NEGATIVE_WEIGHT = 0.5
-SMALLEST_LENGTH = 1e-6
+# Where answers come out of a ranking of candidates (mode all, diversity, least confidence), it is one
+# of this many: the same for every page.
+POOL = 1000
+MOST_HITS = 10_000
+MOST_PARTS = 100
+LONGEST_TEXT = 10_000  # characters
+
+Weight = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 
 
-@dataclass(frozen=True)
-class Query:
-    """What to search for. Images are ids, names in the project, or files."""
+class _Asked(BaseModel):
+    """Read from JSON or made in Python. Unknown fields are errors; bytes in JSON are base64."""
 
-    texts: Sequence[str] = ()
-    like: Sequence[str] = ()
-    not_texts: Sequence[str] = ()
-    unlike: Sequence[str] = ()
-    limit: int = 10
+    model_config = ConfigDict(frozen=True, extra="forbid", val_json_bytes="base64")
+
+
+class Text(_Asked):
+    """A text. Commas mean nothing in it."""
+
+    text: str = Field(max_length=LONGEST_TEXT)
+    weight: Weight = 1.0
+
+
+class Image(_Asked):
+    """An image: of the project by its id, or by its name where no other has that; or a file's bytes.
+
+    A Path may stand for one in Python, never in JSON: the file is read at once.
+    """
+
+    image: str | None = None
+    data: bytes | None = Field(default=None, repr=False)
+    weight: Weight = 1.0
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "Image":
+        if (self.image is None) == (self.data is None):
+            raise ValueError("give either `image` (an id or a name) or `data` (a file's bytes)")
+        return self
+
+
+def _as_text(given: Any) -> Any:
+    return {"text": given} if isinstance(given, str) else given
+
+
+def _as_image(given: Any) -> Any:
+    if isinstance(given, str | int):
+        return {"image": str(given)}
+    if isinstance(given, Path):
+        return {"data": given.read_bytes()}
+    return {"data": given} if isinstance(given, bytes) else given
+
+
+Texts = Annotated[
+    Sequence[Annotated[Text, BeforeValidator(_as_text)]], Field(max_length=MOST_PARTS)
+]
+Images = Annotated[
+    Sequence[Annotated[Image, BeforeValidator(_as_image)]], Field(max_length=MOST_PARTS)
+]
+Mode = Literal["weighted", "all", "any"]
+
+
+class Scope(_Asked):
+    """Which images are looked at. None: all. Datasets by id or name, with those nested in them."""
+
+    datasets: Sequence[str] | None = None
+    image_ids: Sequence[str] | None = None
+
+
+class Query(Scope):
+    """What to search for. A plain text or image may stand for a Text or Image of weight 1.
+
+    mode: `weighted` adds up how well the parts match; `all` fuses the ranks that each part gives, so that
+    every part must match; `any` takes the best part. threshold: least score. confidence: least
+    confidence. with_references: leave images of the query in the answer. diversity: 0 orders by score
+    alone, 1 by difference from what stands before alone (MMR).
+    """
+
+    texts: Texts = ()
+    like: Images = ()
+    not_texts: Texts = ()
+    unlike: Images = ()
+    mode: Mode = "weighted"
+    limit: int = Field(default=10, ge=1, le=MOST_HITS)
+    offset: int = Field(default=0, ge=0, le=MOST_HITS)
+    threshold: float | None = Field(default=None, allow_inf_nan=False)
+    confidence: float | None = Field(default=None, ge=0, le=1)
+    with_references: bool = False
+    diversity: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _answerable(self) -> "Query":
+        if not (self.texts or self.like):
+            raise ValueError("nothing to search for: give a text, or an image to find the like of")
+        if self.is_pooled and self.offset + self.limit > POOL:
+            raise ValueError(
+                f"mode all, diversity and a least confidence order the best {POOL} images: "
+                f"offset + limit may be {POOL} at most"
+            )
+        return self
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the answer is chosen among POOL candidates."""
+        return self.mode == "all" or self.diversity > 0 or self.confidence is not None
 
 
 @dataclass(frozen=True)
 class Hit:
-    """An image that was found. score: cosine similarity with the query, -1..1."""
+    """An image that was found.
+
+    score: orders the answer. Cosine similarity with the query's vector, -1..1; with mode `all`, the
+    fused rank, 0..1; with mode `any`, that of the best part. confidence: 0..1, the chance that the best
+    hit of an unrelated query would match less well. path: where a person finds it: a path (which may hold
+    lone surrogates, as Python has them for bytes that are not UTF-8) or an address.
+    """
 
     image_id: str
     name: str
     dataset: str
     score: float
+    confidence: float
     path: str
 
 
 @dataclass(frozen=True)
 class Answer:
-    """hits: best first. truncated: texts whose end the model did not take in."""
+    """hits: best first, or in the order of picks where diversity was asked for.
+
+    truncated: texts whose end the model did not take in.
+    """
 
     hits: list[Hit]
     truncated: list[str]
 
 
-def search(deployment: Deployment, project: str, query: Query) -> Answer:
-    """The images nearest to the query. Images given as references are left out.
+def query_of(**asked: Any) -> Query:
+    """A Query, or QueryError in one line."""
+    with in_one_line():
+        return Query(**asked)
 
-    Raises CollectionMissing where the project was never synced, QueryError for an empty query or an
-    image that is nowhere.
-    """
-    if not (query.texts or query.like):
-        raise QueryError("nothing to search for: give a text, or an image with --like")
-    card = deployment.serving_card(project)
-    collection = deployment.collection(project, card)
-    if not collection.exists():
-        raise CollectionMissing(
-            f"{project}: nothing to search, it was never synced (or holds no image); "
-            f"run: embed-pipeline sync {project}"
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Turn pydantic's errors into QueryError."""
+    try:
+        yield
+    except ValidationError as error:
+        raise QueryError(explained(error)) from error
+
+
+def explained(error: ValidationError) -> str:
+    """What was wrong with a request, in one line."""
+    said = []
+    for each in error.errors():
+        where = ".".join(str(part) for part in each["loc"])
+        said.append(
+            f"{where}: {each['msg']}" if where else each["msg"].removeprefix("Value error, ")
         )
-    asking = _Asking(
-        deployment, project, card, MANIFEST.read(deployment.project_home(project).manifest)
-    )
-    vector = asking.vector(query)
-    found = collection.nearest(
-        vector, query.limit, Filter(exclude_image_ids=tuple(asking.references))
-    )
-    return Answer(_hits(asking, found), asking.truncated)
-
-
-class _Asking:
-    """Turns a query's parts into one vector, and remembers what people should be told."""
-
-    def __init__(
-        self, deployment: Deployment, project: str, card: ModelCard, manifest: pl.DataFrame
-    ) -> None:
-        self.deployment = deployment
-        self.project = project
-        self.card = card
-        self.manifest = manifest
-        self.references: list[str] = []
-        self.truncated: list[str] = []
-
-    def vector(self, query: Query) -> Vectors:
-        """Texts and images count alike as groups, however many there are of each."""
-        positive = [self._texts(query.texts), self._images(query.like)]
-        negative = [self._texts(query.not_texts), self._images(query.unlike)]
-        wanted = np.sum([_direction(group) for group in positive if len(group)], axis=0)
-        unwanted = [_direction(group) for group in negative if len(group)]
-        return _unit(wanted - NEGATIVE_WEIGHT * np.sum(unwanted, axis=0))
-
-    def _texts(self, texts: Sequence[str]) -> Vectors:
-        if not texts:
-            return np.empty((0, self.card.dimension), np.float32)
-        encoded = self.deployment.encoder(self.card).encode_texts(texts)
-        self.truncated += [text for text, cut in zip(texts, encoded.truncated, strict=True) if cut]
-        return encoded.vectors
-
-    def _images(self, images: Sequence[str]) -> Vectors:
-        vectors = [self._image(image) for image in images]
-        return np.array(vectors, np.float32).reshape(-1, self.card.dimension)
-
-    def _image(self, image: str) -> Vectors:
-        content_hash = self._in_project(typed(image))
-        data = b"" if content_hash else self._file(image)
-        sought = pl.Series([content_hash or hashlib.sha256(data).digest()])
-        known, vectors = self.deployment.library(self.card).vectors(sought)
-        if len(known):
-            return np.asarray(vectors[0])
-        if content_hash:
-            raise QueryError(f"{image}: it is in {self.project} but not embedded; see its failures")
-        return self._encoded(data)
-
-    def _in_project(self, image: str) -> bytes | None:
-        """The content of the image with that id, or the only one with that name."""
-        rows = self.manifest.filter(image_id=image)
-        if rows.is_empty():
-            rows = self.manifest.filter(name=image)
-        if rows.height > 1:
-            ids = ", ".join(rows["image_id"].head(3))
-            raise QueryError(f"{image}: {rows.height} images have this name; give an id: {ids}, …")
-        if rows.is_empty():
-            return None
-        self.references.append(rows["image_id"].item())
-        content_hash: bytes | None = rows["content_hash"].item()
-        return content_hash
-
-    def _file(self, image: str) -> bytes:
-        path = Path(image)
-        if not path.is_file():
-            raise QueryError(
-                f"{image}: neither an image id nor a name in {self.project}, nor a file"
-            )
-        return path.read_bytes()
-
-    def _encoded(self, data: bytes) -> Vectors:
-        preprocessing = self.card.preprocessing
-        limit = self.deployment.settings.max_image_pixels
-        pixels = preprocess(
-            decode(data, target=preprocessing.size, max_pixels=limit), preprocessing
-        )
-        return np.asarray(self.deployment.encoder(self.card).encode_images(pixels[None])[0])
-
-
-def _direction(vectors: Vectors) -> Vectors:
-    return _unit(vectors.mean(axis=0))
-
-
-def _unit(vector: Vectors) -> Vectors:
-    length = float(np.linalg.norm(vector))
-    if length < SMALLEST_LENGTH:
-        raise QueryError("the query's parts cancel each other out; take one of them away")
-    return np.asarray(vector / length, np.float32)
-
-
-def _hits(asking: _Asking, found: pl.DataFrame) -> list[Hit]:
-    listed = asking.manifest.filter(pl.col("image_id").is_in(found["image_id"].implode()))
-    where = partial(asking.deployment.source.where, asking.project)
-    paths = {id_: where(at) for id_, at in listed.select("image_id", "locator").iter_rows()}
-    return [
-        Hit(
-            image_id=row["image_id"],
-            name=row["name"],
-            dataset=row["dataset_name"],
-            score=round(row["score"], 4),
-            path=paths.get(row["image_id"], ""),
-        )
-        for row in found.iter_rows(named=True)
-    ]
+    return "; ".join(said)

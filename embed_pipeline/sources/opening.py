@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from embed_pipeline.errors import SettingsError
@@ -10,10 +11,22 @@ from embed_pipeline.settings import SAMPLE, Settings
 from embed_pipeline.sources.folder import FolderSource
 from embed_pipeline.sources.protocol import ImageSource
 
+if TYPE_CHECKING:
+    from embed_pipeline.sources.supervisely_callers import Callers
+    from embed_pipeline.sources.supervisely_http import Address
+
 
 def open_source(settings: Settings, home: Home) -> ImageSource:
     """The source of EMBED_SOURCE. Asks it nothing. Raises SettingsError for a form that is not known."""
     return _instance(settings, home) if settings.is_supervisely else _folder(settings, home)
+
+
+def open_callers(settings: Settings) -> "Callers":
+    """What the users of the instance may do there, by their own tokens. Raises SettingsError."""
+    from embed_pipeline.sources.supervisely_callers import Callers
+    from embed_pipeline.sources.supervisely_http import Connection
+
+    return Callers(Connection(_address(settings)))
 
 
 def _folder(settings: Settings, home: Home) -> ImageSource:
@@ -51,22 +64,9 @@ def _derived_id(root: Path) -> str:
 
 def _instance(settings: Settings, home: Home) -> ImageSource:
     from embed_pipeline.sources.supervisely import SuperviselySource
-    from embed_pipeline.sources.supervisely_http import Address, Connection
+    from embed_pipeline.sources.supervisely_http import Connection
 
-    server = _server(settings.server_address)
-    if not (settings.api_token or settings.api_access_token):
-        raise SettingsError(
-            "EMBED_SOURCE=supervisely, but API_TOKEN is not set; use a token of a user who may edit the "
-            "projects (in Supervisely: account settings, API token)"
-        )
-    internal = settings.api_server_address
-    address = Address(
-        server=server,
-        api_token=settings.api_token,
-        api=_with_scheme(internal) if internal else None,
-        access_token=settings.api_access_token,
-    )
-    connection = Connection(address, at_once=settings.downloads)
+    connection = Connection(_address(settings), at_once=settings.downloads)
     source_id = settings.source_id or urlsplit(connection.where).netloc
 
     def links_of(project: str) -> Path:
@@ -78,6 +78,24 @@ def _instance(settings: Settings, home: Home) -> ImageSource:
         links_of,
         resizer=settings.imgproxy_address,
         originals=settings.originals,
+    )
+
+
+def _address(settings: Settings) -> "Address":
+    from embed_pipeline.sources.supervisely_http import Address
+
+    server = _server(settings.server_address)
+    if not (settings.api_token or settings.api_access_token):
+        raise SettingsError(
+            "EMBED_SOURCE=supervisely, but API_TOKEN is not set; use a token of a user who may edit the "
+            "projects (in Supervisely: account settings, API token)"
+        )
+    internal = settings.api_server_address
+    return Address(
+        server=server,
+        api_token=settings.api_token,
+        api=_with_scheme(internal) if internal else None,
+        access_token=settings.api_access_token,
     )
 
 

@@ -3,7 +3,8 @@
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from json import JSONDecodeError
 from threading import Event, Lock
 from typing import Any
@@ -117,6 +118,13 @@ class Connection:
         Missing where the instance knows no such thing.
         """
         return self._json(self._request(method, data), patience)
+
+    def of_caller(self, token: str) -> "Connection":
+        """The same connections, for requests of whom this token is; `close` closes those of both."""
+        theirs = copy(self)
+        theirs._address = replace(self._address, api_token=token, access_token=None)  # noqa: SLF001  # its own
+        theirs._token = token  # noqa: SLF001  # as above
+        return theirs
 
     def image(self, image_id: int, max_bytes: int, stop: Event) -> bytes:
         """An image as it is stored. Raises Refused, TooLarge, Stopped or httpx.HTTPError."""

@@ -1,6 +1,6 @@
 """What a vector store is to the rest of the project."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,14 +58,21 @@ class Collection(Protocol):
         """As `scroll`, each page with its vectors (len(page), dimension)."""
         ...
 
+    def of_images(self, image_ids: Sequence[str]) -> tuple[pl.DataFrame, Vectors]:
+        """The points of those of `image_ids` that have one, in no order: POINTS columns, (n, dimension)."""
+        ...
+
     def count(self) -> int:
         """Exact number of points."""
         ...
 
-    def nearest(self, vector: Vectors, limit: int, where: Filter = Filter()) -> pl.DataFrame:
+    def nearest(
+        self, vector: Vectors, limit: int, where: Filter = Filter(), *, with_vectors: bool = False
+    ) -> pl.DataFrame:
         """The `limit` points nearest to `vector` (dimension,), best first, exact ties by point id.
 
-        POINTS columns and `score`: cosine similarity, Float64.
+        POINTS columns and `score`: cosine similarity, Float64. with_vectors: also the column `vector`, an
+        Array of Float32; NaN where a point has none.
         """
         ...
 

@@ -15,6 +15,7 @@ import polars as pl
 import qdrant_edge as edge
 
 from embed_pipeline.errors import CollectionMissing, StoreError
+from embed_pipeline.points import POINTS
 from embed_pipeline.points import point_ids as ids_of_images
 from embed_pipeline.stores.protocol import Filter, Vectors
 from embed_pipeline.stores.records import (
@@ -87,12 +88,28 @@ class EdgeCollection:
         for records in self._pages(_PAGE_POINTS_WITH_VECTORS, with_vector=True):
             yield _frame(records), vectors_array([r.vector for r in records], self._dimension)
 
+    def of_images(self, image_ids: Sequence[str]) -> tuple[pl.DataFrame, Vectors]:
+        """In one turn, without looking at other points."""
+        if not image_ids:
+            return POINTS.to_frame(), vectors_array([], self._dimension)
+        request = edge.ScrollRequest(
+            limit=len(image_ids),
+            filter=edge.Filter(must=[self._has_images(tuple(image_ids))]),
+            with_payload=True,
+            with_vector=True,
+        )
+        with self._turns.shard("read") as shard:
+            records, _ = shard.scroll(request)
+        return _frame(records), vectors_array([r.vector for r in records], self._dimension)
+
     def count(self) -> int:
         """Exact number of points."""
         with self._turns.shard("count") as shard:
             return shard.count(edge.CountRequest(exact=True))
 
-    def nearest(self, vector: Vectors, limit: int, where: Filter = Filter()) -> pl.DataFrame:
+    def nearest(
+        self, vector: Vectors, limit: int, where: Filter = Filter(), *, with_vectors: bool = False
+    ) -> pl.DataFrame:
         """Exact, not approximate: every point that the filter lets through is compared."""
         query = edge.Query.Nearest(unit_vectors(vector[None], 1, self._dimension)[0].tolist())
         condition = self._condition(where)
@@ -101,11 +118,15 @@ class EdgeCollection:
 
             def fetch(wanted: int) -> list[edge.ScoredPoint]:
                 request = edge.QueryRequest(
-                    limit=wanted, query=query, filter=condition, with_payload=True
+                    limit=wanted,
+                    query=query,
+                    filter=condition,
+                    with_payload=True,
+                    with_vector=with_vectors,
                 )
                 return shard.query(request)
 
-            return nearest_frame(fetch, limit)
+            return nearest_frame(fetch, limit, self._dimension if with_vectors else None)
 
     def drop(self) -> None:
         """Delete the shard's directory."""

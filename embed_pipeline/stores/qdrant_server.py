@@ -10,6 +10,7 @@ from qdrant_client import QdrantClient, models
 
 from embed_pipeline.errors import CollectionMissing
 from embed_pipeline.patience import Patience
+from embed_pipeline.points import POINTS
 from embed_pipeline.stores.protocol import Filter, Vectors
 from embed_pipeline.stores.qdrant_connection import Connection, Route, Updated
 from embed_pipeline.stores.qdrant_filters import Filters, has, ids
@@ -153,6 +154,24 @@ class ServerCollection:
         for records in self._pages(_PAGE_POINTS_WITH_VECTORS, with_vectors=True):
             yield _frame(records), vectors_array([r.vector for r in records], self._dimension)
 
+    def of_images(self, image_ids: Sequence[str]) -> tuple[pl.DataFrame, Vectors]:
+        """In one request."""
+        if not image_ids:
+            return POINTS.to_frame(), vectors_array([], self._dimension)
+        chosen = self._filters.selected(Filter(image_ids=tuple(image_ids)))
+
+        def read(client: QdrantClient) -> list[models.Record]:
+            return client.scroll(
+                self._name, scroll_filter=chosen, limit=len(image_ids), with_vectors=True
+            )[0]
+
+        self._schema.require(self._connection.read)
+        records = self._connection.read(self._what("read"), read)
+        if not records and not self.exists():
+            self._missing()
+        found = points_frame([r.id for r in records], [r.payload for r in records])
+        return found, vectors_array([r.vector for r in records], self._dimension)
+
     def count(self) -> int:
         """Exact number of points."""
 
@@ -162,7 +181,9 @@ class ServerCollection:
         self._schema.require(self._connection.read)
         return self._connection.read(self._what("count"), count) or self._missing()
 
-    def nearest(self, vector: Vectors, limit: int, where: Filter = Filter()) -> pl.DataFrame:
+    def nearest(
+        self, vector: Vectors, limit: int, where: Filter = Filter(), *, with_vectors: bool = False
+    ) -> pl.DataFrame:
         """Search among the project's points, with an index over each project where it is large."""
         query = unit_vectors(vector[None], 1, self._dimension)[0].tolist()
         selected = self._filters.selected(where)
@@ -175,10 +196,13 @@ class ServerCollection:
                 search_params=SEARCH,
                 limit=wanted,
                 with_payload=True,
+                with_vectors=with_vectors,
             ).points
 
         def search(client: QdrantClient) -> pl.DataFrame:
-            return nearest_frame(partial(fetch, client), limit)
+            return nearest_frame(
+                partial(fetch, client), limit, self._dimension if with_vectors else None
+            )
 
         self._schema.require(self._connection.read)
         found = self._connection.read(self._what("search"), search)

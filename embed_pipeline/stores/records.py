@@ -92,10 +92,16 @@ class Hit(Protocol):
     def score(self) -> float: ...  # noqa: D102
     @property
     def payload(self) -> dict[str, Any] | None: ...  # noqa: D102
+    @property
+    def vector(self) -> Any: ...  # noqa: D102
 
 
-def nearest_frame(fetch: Callable[[int], Sequence[Hit]], limit: int) -> pl.DataFrame:
+def nearest_frame(
+    fetch: Callable[[int], Sequence[Hit]], limit: int, dimension: int | None = None
+) -> pl.DataFrame:
     """POINTS columns and `score` of the `limit` best; `fetch(n)` finds the n best, best first.
+
+    dimension: where hits have vectors of that length, they become the column `vector`.
 
     The engines order exact ties as they like, also those on either side of the limit. So we fetch
     until the last score is below the one at the limit, and put ties in the order of point ids.
@@ -109,7 +115,11 @@ def nearest_frame(fetch: Callable[[int], Sequence[Hit]], limit: int) -> pl.DataF
         wanted *= 2
     best = sorted(hits, key=lambda hit: (-hit.score, _id_bytes(hit.id)))[:limit]
     points = points_frame([hit.id for hit in best], [hit.payload for hit in best])
-    return points.with_columns(pl.Series("score", [hit.score for hit in best], dtype=pl.Float64))
+    found = points.with_columns(pl.Series("score", [hit.score for hit in best], dtype=pl.Float64))
+    if dimension is None:
+        return found
+    vectors = vectors_array([hit.vector for hit in best], dimension)
+    return found.with_columns(pl.Series("vector", vectors, dtype=pl.Array(pl.Float32(), dimension)))
 
 
 def _id_bytes(raw: UUID | str | int) -> bytes:

@@ -1,0 +1,1 @@
+"""HTTP: search, selection and embeddings for other programs, and the search page."""

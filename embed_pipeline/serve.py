@@ -1,0 +1,51 @@
+"""The HTTP service as a process."""
+
+from dataclasses import replace
+
+from embed_pipeline.api.security import is_loopback
+from embed_pipeline.deployment import Deployment
+from embed_pipeline.errors import SettingsError
+from embed_pipeline.terminal import say
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8000
+# Requests under way, and connections that are kept open for more.
+MOST_AT_ONCE = 1000
+LAST_WORD_SECONDS = 10
+
+
+def serve(deployment: Deployment, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> None:
+    """Answer requests until interrupted. What uses the deployment's models shares them.
+
+    Raises SettingsError for an address that others can reach, where there is no EMBED_API_KEY.
+    """
+    import uvicorn
+
+    from embed_pipeline.api.app import create_app
+
+    if deployment.settings.api_key is None:
+        if not is_loopback(host):
+            raise SettingsError(
+                f"--host {host}: others could reach it, and everybody may ask; set EMBED_API_KEY to a "
+                "secret of 16 characters or more, or listen on 127.0.0.1"
+            )
+        say("EMBED_API_KEY is not set: only this machine may call, and everybody on it may")
+    say(f"embed-pipeline answers at http://{_in_url(host)}:{port}")
+    shared = replace(deployment, share_encoders=True)
+    uvicorn.run(
+        create_app(shared),
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,  # /metrics counts requests; their addresses tell what was searched for
+        # Whoever is believed about where a request is from could call from anywhere.
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=MOST_AT_ONCE,
+        timeout_graceful_shutdown=LAST_WORD_SECONDS,
+    )
+    shared.close()
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
