@@ -19,6 +19,11 @@ from embed_pipeline.terminal import (
 if TYPE_CHECKING:
     from embed_pipeline.deployment import Deployment
 
+LEAVES_SEARCH = (
+    " any more (it leaves search after two looks of the sensor, or now with: embed-pipeline prune "
+    "--absent)"
+)
+
 # Imports of what a command needs stand inside it: `--help` is there at once.
 
 app = typer.Typer(
@@ -251,9 +256,11 @@ def _chosen(deployment: "Deployment", names: list[str], *, everything: bool) -> 
         for reason, left_out in deployment.source.left_out().items():
             if strangers[0] in left_out:
                 raise ProjectNotFound(f"{strangers[0]}: left out: {reason}")
+        was_there = deployment.project_home(strangers[0]).root.is_dir()
         raise ProjectNotFound(
-            f"{strangers[0]}: no such project in EMBED_SOURCE={deployment.settings.source}; "
-            f"projects there: {', '.join(known[:10]) or 'none'}"
+            f"{strangers[0]}: no such project in EMBED_SOURCE={deployment.settings.source}"
+            + (LEAVES_SEARCH if was_there else "")
+            + f"; projects there: {', '.join(known[:10]) or 'none'}"
         )
     return chosen
 

@@ -210,9 +210,10 @@ def test_a_caller_sees_only_what_the_instance_shows_them(platform: Platform) -> 
     instance.tokens = (*instance.tokens, "caller")
     instance.users["caller"] = 77
     instance.hidden["caller"] = {hidden}
+    deployment = platform.deployment
     for project in (shown, hidden):
-        platform.sync(project)
-    app = create_app(platform.deployment)
+        sync(ProjectRun(deployment, str(project), "run"))
+    app = create_app(deployment)
     with client_of(app, **{"X-Supervisely-Token": "caller"}) as client:
         assert [each["project_id"] for each in client.get("/v1/projects").json()] == [str(shown)]
 

@@ -95,6 +95,7 @@ def test_w01_a_failing_store_disables_nothing(platform: Platform, qdrant: Qdrant
     synced(platform, project)
     before = vars(platform.instance.project(project)).copy()
     asked = {"projects.info", "teams.info", "users.me"}
+    saved = {f"entities-collections.{what}" for what in ("list", "add", "items.bulk.add", "remove")}
     with client_of(app_of(platform)) as client:
 
         def read(verb: str, code: str) -> None:
@@ -104,7 +105,7 @@ def test_w01_a_failing_store_disables_nothing(platform: Platform, qdrant: Qdrant
                     fields = {"by_image_ids": [images[0]]}  # noqa: PLW2901  # by its number
                 answer = ask(client, route, project, **fields)
                 assert answer.status_code in (200, 404, 500, 501, 503), (route, verb, answer.text)
-            assert {*platform.stand_in.requests} <= asked
+            assert {*platform.stand_in.requests} <= asked | (set() if code else saved)
 
         for code in ("INTERNAL", "UNAVAILABLE", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED"):
             for verb in ("query_points", "get_collection", "scroll", "count"):
@@ -389,7 +390,7 @@ def test_w24_no_vectors_are_sent_or_kept_for_nobody(platform: Platform) -> None:
 
 def test_w29_text_and_image_both_have_their_say(tmp_path: Path) -> None:
     """In a query of both, the text moves what is found; a comma does not."""
-    with synced_folder(tmp_path, partial(make_sample, images=150), PROJECT) as scenes:
+    with synced_folder(tmp_path, partial(make_sample, images=100), PROJECT) as scenes:
         searcher = Searcher(scenes)
         like = searcher.search(PROJECT, Query(texts=["a blue star"], limit=1)).hits[0].image_id
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Locator, Page, Request, expect
+from playwright.sync_api import Browser, JSHandle, Locator, Page, Request, expect
 
 from embed_pipeline.api.app import create_app
 from embed_pipeline.deployment import Deployment
@@ -195,6 +195,12 @@ def test_a_file_is_a_reference_picked_or_dropped(service: str, visit: Open, root
         drop(page, other, "unlike")
     query = sent(asking.value)
     assert [len(query[side]) for side in ("like", "unlike")] == [1, 1]
+    with page.expect_request("**/v1/search") as asking:
+        paste(page, other)
+    assert len(sent(asking.value)["like"]) == 2
+    names(page)
+    page.go_back()
+    expect(page.locator(".chip")).to_have_count(2)
     names(page)
     page.get_by_role("button", name=f"Remove: Not like this image: {other.name}").click()
     page.get_by_role("button", name=f"Remove: Like this image: {wanted.name}").click()
@@ -203,7 +209,21 @@ def test_a_file_is_a_reference_picked_or_dropped(service: str, visit: Open, root
 
 def drop(page: Page, file: Path, side: str) -> None:
     """Drop a file on one half of the page."""
-    transfer = page.evaluate_handle(
+    transfer = transfer_of(page, file)
+    page.dispatch_event("body", "dragenter", {"dataTransfer": transfer})
+    page.dispatch_event(f"#drop [data-side={side}]", "drop", {"dataTransfer": transfer})
+
+
+def paste(page: Page, file: Path) -> None:
+    """Paste a file."""
+    script = """clipboardData => document.body.dispatchEvent(
+        new ClipboardEvent("paste", {clipboardData, bubbles: true, cancelable: true}))"""
+    page.evaluate(script, transfer_of(page, file))
+
+
+def transfer_of(page: Page, file: Path) -> JSHandle:
+    """What carries a file from another program."""
+    return page.evaluate_handle(
         """async ([bytes, name]) => {
             const transfer = new DataTransfer();
             const file = new File([new Uint8Array(bytes)], name, {type: "image/jpeg"});
@@ -212,8 +232,6 @@ def drop(page: Page, file: Path, side: str) -> None:
         }""",
         [list(file.read_bytes()), file.name],
     )
-    page.dispatch_event("body", "dragenter", {"dataTransfer": transfer})
-    page.dispatch_event(f"#drop [data-side={side}]", "drop", {"dataTransfer": transfer})
 
 
 def test_more_like_this_adds_an_image_of_the_grid_and_back_takes_it_out(
@@ -257,8 +275,8 @@ def test_a_dataset_takes_in_those_nested_in_it(service: str, visit: Open) -> Non
     page = visit(f"{service}?project=scenes&text=a+red+circle&confidence=0")
     names(page)
     with page.expect_response("**/v1/search"):
-        page.get_by_label("groups").check()
-    expect(page.get_by_label("pairs")).to_be_disabled()
+        page.get_by_role("checkbox", name="groups", exact=True).check()
+    expect(page.get_by_role("checkbox", name="pairs", exact=True)).to_be_disabled()
     names(page)
     datasets = set(cards(page).locator(".dataset").all_inner_texts())
     assert datasets == {"groups/pairs", "groups/crowds"}
@@ -399,7 +417,7 @@ def test_nothing_is_wider_than_a_phone(service: str, visit: Open, told: Told, ad
     told.expected = ("status of 400", "status of 404")  # there is no image x
     page = visit(f"{service}?project=scenes{address}", PHONE, has_touch=True, is_mobile=True)
     page.get_by_role("button", name="Filters").click()
-    expect(page.get_by_label("groups", exact=True)).to_be_visible()
+    expect(page.get_by_role("checkbox", name="groups", exact=True)).to_be_visible()
     page.wait_for_load_state("networkidle")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert nameless(page) == []

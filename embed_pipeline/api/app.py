@@ -27,6 +27,11 @@ _MAY_ANSWER = documented(
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.SERVICE_UNAVAILABLE,
 )
+_DESCRIPTION = (
+    "Search and diverse selection over projects of images, and their embeddings. "
+    "What is under *services* takes its fields as plain JSON, or as Supervisely sends them: "
+    '`{"state": {…}, "context": {"apiToken": …}}`.'
+)
 
 
 def create_app(deployment: Deployment) -> FastAPI:
@@ -37,7 +42,7 @@ def create_app(deployment: Deployment) -> FastAPI:
     settings = deployment.settings
     app = FastAPI(
         title="embed-pipeline",
-        description="Search and diverse selection over projects of images, and their embeddings.",
+        description=_DESCRIPTION,
         redoc_url=None,
         lifespan=_life,
     )

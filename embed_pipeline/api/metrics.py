@@ -23,6 +23,8 @@ from embed_pipeline.manifest import MANIFEST
 # Tables change when a run ends.
 LOOK_SECONDS = 30.0
 _BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48)
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_OTHER = "other"
 _NO_ROUTE = "none"
 
 router = APIRouter(tags=["health"])
@@ -72,9 +74,10 @@ class Counted:
         try:
             await self._app(scope, receive, noted)
         finally:
-            # Never the path itself: there would be a figure for every one that anybody tries.
+            # Never what was sent itself: there would be a figure for everything that anybody tries.
             route = getattr(scope.get("route"), "path", _NO_ROUTE)
-            self._metrics.requests.labels(route, scope["method"], status).inc()
+            method = scope["method"] if scope["method"] in _METHODS else _OTHER
+            self._metrics.requests.labels(route, method, status).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
 
 

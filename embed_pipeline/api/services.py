@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Annotated, Any, Never
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
@@ -15,7 +15,7 @@ from embed_pipeline.api.envelope import (
     SearchRequest,
     refuse_other_servers,
 )
-from embed_pipeline.api.errors import ApiError, Problem
+from embed_pipeline.api.errors import ApiError
 from embed_pipeline.api.saved import save
 from embed_pipeline.api.security import Caller, require_caller, require_offered
 from embed_pipeline.api.starting import Started, begin
@@ -101,12 +101,11 @@ def diverse(request: Request, caller: Asking, asked: DiverseRequest) -> Picked:
     )
 
 
-@router.post("/projections", status_code=HTTPStatus.NOT_IMPLEMENTED, response_model=Problem)
-@router.post(
-    "/projections_up_to_date", status_code=HTTPStatus.NOT_IMPLEMENTED, response_model=Problem
-)
-@router.post("/clusters", status_code=HTTPStatus.NOT_IMPLEMENTED, response_model=Problem)
-def not_offered() -> Never:
+# Not in the OpenAPI document: there is nothing to be had.
+@router.post("/projections", include_in_schema=False)
+@router.post("/projections_up_to_date", include_in_schema=False)
+@router.post("/clusters", include_in_schema=False)
+def not_offered() -> None:
     """Plots and clusters of vectors, which the services had, are not offered."""
     raise ApiError(
         HTTPStatus.NOT_IMPLEMENTED,

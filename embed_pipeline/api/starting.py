@@ -16,6 +16,7 @@ from embed_pipeline.manifest import MANIFEST
 from embed_pipeline.pause import is_paused
 from embed_pipeline.projects import project_status
 
+MOST_WITHOUT_PROJECT = 10_000
 _NO_VECTORS = "return_vectors: there are none before the run ends, and then search uses them"
 
 
@@ -79,6 +80,9 @@ def _projects(deployment: Deployment, caller: Caller, asked: EmbeddingsRequest) 
         return [asked.project_id]
     if not asked.image_ids:
         message = "project_id: say what to embed: project_id, image_ids, or a text"
+        raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", message)
+    if len(asked.image_ids) > MOST_WITHOUT_PROJECT:
+        message = f"image_ids: {MOST_WITHOUT_PROJECT:,} at most, where no project_id is given"
         raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", message)
     if caller.gate.callers:
         found = _at_instance(caller, asked.image_ids)

@@ -9,8 +9,7 @@ follow a Gumbel distribution; its parameters are read off the quartiles, so that
 happen to match do no harm.
 """
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -27,6 +26,7 @@ from embed_pipeline.vector_library import VectorLibrary
 
 Kind = Literal["text", "image"]
 KINDS: tuple[Kind, ...] = ("text", "image")
+Weights = tuple[tuple[Kind, float], ...]
 
 # Images that stand for a project: drawn by content hash, which is as good as by lot.
 SAMPLE = 4096
@@ -38,6 +38,7 @@ LEAST_SCALE = 0.01
 SEED = 0
 QUARTILES = (0.25, 0.75)
 SMALLEST = 1e-6
+MIXED_KEPT = 100
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Calibration:
     means: dict[Kind, Vectors]
     nulls: dict[Kind, Vectors]
     best: dict[Kind, Best]
+    _mixed: dict[Weights, Best] = field(default_factory=dict, compare=False)
 
     def spread(self, vectors: Vectors) -> Vectors:
         """Standard deviation of queries' (..., dimension) cosines over the project's images: (...)."""
@@ -95,8 +97,16 @@ class Calibration:
             cosines *= telling(vector, self.means["text"])
         return self.best[kind].below(cosines)
 
-    def best_of_mixed(self, weights: Sequence[tuple[Kind, float]]) -> Best:
+    def best_of_mixed(self, weights: Weights) -> Best:
         """What is found by unrelated queries of several parts, each with that kind and weight."""
+        best = self._mixed.get(weights)
+        if best is None:
+            if len(self._mixed) >= MIXED_KEPT:
+                self._mixed.clear()
+            best = self._mixed[weights] = self._measured(weights)
+        return best
+
+    def _measured(self, weights: Weights) -> Best:
         mixed = np.zeros_like(self._scaled["text"])
         for number, (kind, weight) in enumerate(weights):
             # Each part of a query is another one.

@@ -16,6 +16,7 @@ from embed_pipeline.search.clusters import (
 )
 from embed_pipeline.search.distances import Doubles, Numbers, distances, lower
 from embed_pipeline.search.farthest import farthest
+from embed_pipeline.search.medoids import medoids
 from embed_pipeline.search.selection import Coverage, Selection
 from embed_pipeline.search.taking import Taking
 
@@ -90,7 +91,9 @@ def _clusters(candidates: Candidates, selection: Selection, most_bytes: int) -> 
 def _order_in_clusters(candidates: Candidates, groups: Groups, selection: Selection) -> Numbers:
     if selection.members == "random":
         return _shuffled(candidates, selection.seed)
-    return central_first(candidates.points, groups.labels)
+    order = central_first(candidates.points, groups.labels)
+    best = medoids(candidates.points, groups.labels, order, candidates.before, selection.seed)
+    return np.concatenate([best, order])  # a point that was taken is passed over
 
 
 def _shuffled(candidates: Candidates, seed: int) -> Numbers:

@@ -1,6 +1,7 @@
 """Clusters of vectors, and images taken from them in turns."""
 
 import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isqrt
 
@@ -45,10 +46,7 @@ class Clusters:
 
 def kmeans(points: Halves, count: int, seed: int) -> Clusters:
     """Mini-batch k-means with `count` centres, at most as many as there are points."""
-    from sklearn.cluster import (
-        MiniBatchKMeans,  # type: ignore[import-untyped]
-        kmeans_plusplus,
-    )
+    from sklearn.cluster import MiniBatchKMeans, kmeans_plusplus  # type: ignore[import-untyped]
 
     count = min(count, len(points))
     size = min(len(points), max(BATCH, 3 * count))
@@ -117,15 +115,20 @@ def central_first(points: Halves, labels: Numbers) -> Numbers:
     return np.argsort(away, kind="stable")
 
 
+def by_label(order: Numbers, labels: Numbers) -> Iterator[tuple[int, Numbers]]:
+    """Each cluster's number with its points, in the `order` given."""
+    sorted_ = order[np.argsort(labels[order], kind="stable")]
+    found, starts = np.unique(labels[sorted_], return_index=True)
+    return zip(found.tolist(), np.split(sorted_, starts[1:]), strict=True)
+
+
 def in_turns(labels: Numbers, order: Numbers, before: Numbers, taking: Taking, limit: int) -> None:
     """Take one open point of each cluster in each round, largest clusters first; noise comes last.
 
     Inside a cluster in the `order` given. before: the clusters of images that were chosen before: each
     was a turn of its cluster.
     """
-    sorted_ = order[np.argsort(labels[order], kind="stable")]
-    found, starts = np.unique(labels[sorted_], return_index=True)
-    members = dict(zip(found.tolist(), map(iter, np.split(sorted_, starts[1:])), strict=True))
+    members = {label: iter(group) for label, group in by_label(order, labels)}
     turns = np.bincount(before[before != NOISE], minlength=int(labels.max(initial=0)) + 1)
     waiting = [(label == NOISE, int(turns[label]), label) for label in members]
     heapq.heapify(waiting)

@@ -25,14 +25,23 @@ def slices(count: int, size: int) -> Iterator[slice]:
     return (slice(at, min(at + size, count)) for at in range(0, count, size))
 
 
+def between(some: Doubles, others: Doubles) -> Doubles:
+    """The squared distances of few vectors from few others, (some, others)."""
+    squared: Doubles = (-2 * some) @ others.T
+    squared += _squared_lengths(some)[:, None]
+    squared += _squared_lengths(others)
+    return squared
+
+
 def within(vectors: Halves) -> Doubles:
     """The squared distances of few vectors among themselves, (n, n)."""
-    return next(iter(_blocks(vectors, vectors, len(vectors), len(vectors))))[2]
+    wide = vectors.astype(np.float64)
+    return between(wide, wide)
 
 
 def lower(bounds: Doubles, vectors: Halves, centres: Halves) -> None:
     """Bring `bounds` (n) down to each vector's squared distance from the nearest centre, in place."""
-    for _, rows, squared in _blocks(centres, vectors, CENTRES, ROWS):
+    for _, rows, squared in _blocks(centres, vectors):
         np.minimum(bounds[rows], squared.min(axis=0), out=bounds[rows])
 
 
@@ -40,7 +49,7 @@ def nearest(vectors: Halves, centres: Halves) -> tuple[Numbers, Doubles]:
     """Each vector's nearest centre, the first of equals, and the squared distance to it."""
     numbers = np.zeros(len(vectors), np.intp)
     bounds = np.full(len(vectors), np.inf)
-    for some, rows, squared in _blocks(centres, vectors, CENTRES, ROWS):
+    for some, rows, squared in _blocks(centres, vectors):
         best = squared.argmin(axis=0)
         closest = squared[best, np.arange(len(best))]
         closer = closest < bounds[rows]
@@ -93,21 +102,14 @@ def distances(squared: Doubles) -> Doubles:
     return np.sqrt(np.minimum(squared, 4.0))
 
 
-def _blocks(
-    centres: Halves, vectors: Halves, many: int, rows: int
-) -> Iterator[tuple[slice, slice, Doubles]]:
+def _blocks(centres: Halves, vectors: Halves) -> Iterator[tuple[slice, slice, Doubles]]:
     """Squared distances (centres, vectors) of every block of both."""
-    for some in slices(len(centres), many):
+    for some in slices(len(centres), CENTRES):
         wide = centres[some].astype(np.float64)
-        lengths = _squared_lengths(wide)[:, None]
-        wide *= -2
-        for here in slices(len(vectors), rows):
-            block = vectors[here].astype(np.float64)
-            squared = wide @ block.T
-            squared += lengths
-            squared += _squared_lengths(block)
-            yield some, here, squared
+        for rows in slices(len(vectors), ROWS):
+            yield some, rows, between(wide, vectors[rows].astype(np.float64))
 
 
 def _squared_lengths(vectors: Doubles) -> Doubles:
-    return np.einsum("ij,ij->i", vectors, vectors)
+    lengths: Doubles = np.einsum("ij,ij->i", vectors, vectors)
+    return lengths

@@ -53,7 +53,7 @@ class Ranking:
         if mode == "weighted" and len(self.parts.wanted) + len(self.parts.unwanted) > 1:
             weights = [(part.kind, part.weight) for part in self.parts.wanted]
             weights += [(part.kind, -NEGATIVE_WEIGHT * part.weight) for part in self.parts.unwanted]
-            best = self.calibration.best_of_mixed(weights)
+            best = self.calibration.best_of_mixed(tuple(weights))
             return best.below(images @ self._towards(self.parts.wanted))
         of_each = self._confidences(self.parts.wanted, images)
         matched = of_each.min(axis=0) if mode == "all" else of_each.max(axis=0)

@@ -23,10 +23,10 @@ def open_source(settings: Settings, home: Home) -> ImageSource:
 
 def open_callers(settings: Settings) -> "Callers":
     """What the users of the instance may do there, by their own tokens. Raises SettingsError."""
-    from embed_pipeline.sources.supervisely_callers import Callers
+    from embed_pipeline.sources.supervisely_callers import ASKED, Callers
     from embed_pipeline.sources.supervisely_http import Connection
 
-    return Callers(Connection(_address(settings)))
+    return Callers(Connection(_address(settings), calls=ASKED, looks=ASKED))
 
 
 def _folder(settings: Settings, home: Home) -> ImageSource:

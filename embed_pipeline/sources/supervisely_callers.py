@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
-from embed_pipeline.errors import ProjectNotFound, SourceError, SourceRefused, SourceUnavailable
+from embed_pipeline.errors import (
+    ProjectNotFound,
+    QueryError,
+    SourceError,
+    SourceRefused,
+    SourceUnavailable,
+)
 from embed_pipeline.patience import Patience
 from embed_pipeline.sources.supervisely_collections import Collections, Results
 from embed_pipeline.sources.supervisely_http import Connection, Missing
@@ -74,14 +80,18 @@ class Callers:
     def projects_of(self, image_ids: Sequence[int], token: str | None) -> dict[str, list[int]]:
         """The projects that hold these images, those in the trash left out, and which each holds.
 
-        Raises SourceRefused where the caller may not see one.
+        Raises SourceRefused where the caller may not see one, QueryError where too many are nowhere.
         """
         images = ImageList(self._of(token))
         found: dict[str, list[int]] = {}
-        left = list(dict.fromkeys(image_ids))
-        for _ in range(MOST_LOOKED_UP):
-            if not left:
-                break
+        left, looked_up = list(dict.fromkeys(image_ids)), 0
+        while left:
+            if looked_up == MOST_LOOKED_UP:
+                raise QueryError(
+                    f"image_ids: {MOST_LOOKED_UP} were looked up one by one, and {len(left):,} are left; "
+                    "say which project they are in, or leave out those that are gone"
+                )
+            looked_up += 1
             first, *left = left
             if project := self._project_of(first, token):
                 there = {image["id"] for image in images.of_ids(project, [first, *left])}

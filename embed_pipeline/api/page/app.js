@@ -44,8 +44,10 @@ function slide(confidence) {
   state = { ...state, confidence };
   showConfidence(confidence);
   filter(state);
-  remember("replaceState");
 }
+
+/** Only when the slider rests: browsers refuse addresses that change too often. */
+const rested = () => remember("replaceState");
 
 function add(side, references) {
   change({ [side]: [...state[side], ...references] });
@@ -137,7 +139,7 @@ prepareFilters((patch) => {
     remember("pushState");
     rest(state);
   }
-}, slide);
+}, { slides: slide, rested });
 prepareDatasets(change);
 preparePicks(shown, () => {
   markPicked();
@@ -145,7 +147,10 @@ preparePicks(shown, () => {
 });
 prepareResults({ opens: (card) => openViewer(state.project, card), refers: refer });
 prepareViewer(refer);
-prepareFinding(slide, () => findMore(state));
+prepareFinding((confidence) => {
+  slide(confidence);
+  rested();
+}, () => findMore(state));
 
 addEventListener("popstate", async ({ state: before }) => {
   const kept = (references) => references.filter(({ file }) => !file || isKept(file));

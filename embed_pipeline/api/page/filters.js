@@ -9,14 +9,15 @@ const TEXTS = { search: "Search", diverse: "Choose images" };
 const RADIOS = ["task", "mode"];
 const NUMBERS = { count: [1, 1000], among: [1, 1000] };
 
-/** Wire the controls. changes(patch): what is asked for is another; slides(value): the slider moves. */
-export function prepareFilters(changes, slides) {
+/** Wire the controls. changes(patch): what is asked for is another; slides(value), rested(): the slider. */
+export function prepareFilters(changes, { slides, rested }) {
   for (const name of RADIOS) {
     for (const radio of document.getElementsByName(name)) {
       radio.addEventListener("change", () => changes({ [name]: radio.value }));
     }
   }
   byId("confidence").addEventListener("input", (event) => slides(Number(event.target.value)));
+  byId("confidence").addEventListener("change", rested);
   byId("diversity").addEventListener("input", (event) => showDiversity(Number(event.target.value)));
   byId("diversity").addEventListener("change", (event) =>
     changes({ diversity: Number(event.target.value) }),

@@ -35,8 +35,10 @@ export async function find(state) {
 export async function findMore(state) {
   byId("more").disabled = true;
   results.hideMessage();
+  const before = results.cards().length;
   await attempt(state, search);
   byId("more").disabled = false;
+  results.cards()[before]?.querySelector(".open").focus({ preventScroll: true });
 }
 
 /** Show no images: what is asked for is not asked yet. */
