@@ -10,7 +10,8 @@ EmbedPipelineError
 │   └── SourceUnavailable   the root or instance does not answer               (retryable)
 ├── ImageError              one image cannot be embedded; carries stage, reason, transient
 ├── ModelError              a model cannot be loaded or does not do what it must
-│   └── ModelNotFound       no weights under that name here
+│   ├── ModelNotFound       no weights under that name here
+│   └── ServiceAway         (remote_service.py) the model's machine does not answer (retryable)
 ├── StoreError              the vector store refused or failed
 │   ├── CollectionMissing   the project has no collection in that space
 │   ├── InvalidPoints       NaN, infinite or mis-sized vectors: refused before the call

@@ -1,5 +1,6 @@
 """The routes that callers of Supervisely's two services know, field by field, over HTTP."""
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from embed_pipeline.sample import ALONE, PROJECT, make_sample, matches
 from embed_pipeline.search.selection import Selected, Selection
 from embed_pipeline.settings import load_settings
 from embed_pipeline.sync import sync
-from embed_pipeline_tests.conftest import draw_many, load_once
+from embed_pipeline_tests.conftest import draw, draw_many, load_once
 from embed_pipeline_tests.places import make_place, visible
 from embed_pipeline_tests.processes import dagster_ui, wait_until
 from embed_pipeline_tests.supervisely_place import Platform
@@ -159,6 +160,21 @@ def test_threshold_is_the_least_score_and_nothing_found_is_no_error(client: Test
     ]
     nothing = search(client, prompt="a red circle", threshold=1)
     assert (nothing["message"], nothing["hits"]) == ("No similar images found.", [])
+
+
+def test_a_path_that_is_no_text_breaks_no_answer(tmp_path: Path) -> None:
+    """Its odd bytes are shown as U+FFFD; the id finds the image again."""
+
+    def fill(root: Path) -> None:
+        odd = draw(root / "cats" / "a.png", 1)
+        os.rename(odd, os.fsencode(odd.parent) + b"/\xff.png")
+
+    with synced(tmp_path, fill, "cats") as deployment, client_of(create_app(deployment)) as client:
+        asked = {"project_id": "cats", "prompt": "x", "limit": 1}
+        [hit] = client.post("/search", json=asked).json()["hits"]
+        [image] = client.post("/diverse", json=asked).json()["images"]
+    assert hit["path"].endswith("/cats/\ufffd.png")
+    assert (image["path"], image["image_id"]) == (hit["path"], hit["image_id"])
 
 
 @pytest.mark.parametrize(

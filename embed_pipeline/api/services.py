@@ -18,6 +18,7 @@ from embed_pipeline.api.envelope import (
 from embed_pipeline.api.errors import ApiError
 from embed_pipeline.api.saved import save
 from embed_pipeline.api.security import Caller, require_caller, require_offered
+from embed_pipeline.api.sendable import sendable
 from embed_pipeline.api.starting import Started, begin
 from embed_pipeline.errors import QueryError
 from embed_pipeline.search.query import Hit, Query, query_of
@@ -72,7 +73,7 @@ def search(request: Request, caller: Asking, asked: SearchRequest) -> Found:
     query = _query(searcher, asked)
     answer = searcher.search(project, query)
     saved = save(caller, project, "search", [(hit.image_id, hit.score) for hit in answer.hits])
-    hits = [hit for hit in answer.hits if hit.image_id not in saved.gone]
+    hits = [sendable(hit) for hit in answer.hits if hit.image_id not in saved.gone]
     said = f"Found {len(hits)} images." if hits else "No similar images found."
     return Found(
         message=said + saved.note,
@@ -89,7 +90,7 @@ def diverse(request: Request, caller: Asking, asked: DiverseRequest) -> Picked:
     require_offered(caller, project)
     selected = request.app.state.searcher.diverse(project, _selection(asked))
     saved = save(caller, project, "diverse", [(image.image_id, None) for image in selected.images])
-    images = [image for image in selected.images if image.image_id not in saved.gone]
+    images = [sendable(image) for image in selected.images if image.image_id not in saved.gone]
     said = f"Chose {len(images)} images." if images else "No diverse images found."
     return Picked(
         message=said + saved.note,
