@@ -1,6 +1,7 @@
 """Fixtures: a clean environment, folders of small images, a deployment over them."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 
 # Tests run side by side: torch's own threads would only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Tests wait for a disk longer than they work: each event of a Dagster run, for one, is synced to it three
+# times. What they write lies in memory, where there is room, and goes when all have passed.
+MEMORY = Path("/dev/shm")
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 OUR_VARIABLES = (
     *("EMBED_", "QDRANT_", "DAGSTER_HOME", "LOG_LEVEL"),

@@ -28,12 +28,14 @@ PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 PROGRAM = [sys.executable, "-m", "embed_pipeline.cli"]
 
 
-def wait_until(look: Callable[[], Found | None], seconds: float, what: str) -> Found:
-    """The first true result of `look`; fails after `seconds`."""
+def wait_until(
+    look: Callable[[], Found | None], seconds: float, what: str, every: float = 0.05
+) -> Found:
+    """The first true result of `look`, asked for `every` so many seconds; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
-        time.sleep(0.05)
+        time.sleep(every)
     return found
 
 
@@ -254,7 +256,8 @@ class DagsterUI:
 
     def wait_for(self, run_id: str, *statuses: str, seconds: float = 90) -> str:
         """Wait for one of these statuses."""
-        wait_until(lambda: self.status(run_id) in statuses, seconds, f"{statuses} of a run")
+        # Each question takes the webserver some time that the run could use.
+        wait_until(lambda: self.status(run_id) in statuses, seconds, f"{statuses} of a run", 0.2)
         return self.status(run_id)
 
     def events(self, run_id: str) -> list[dict[str, Any]]:
@@ -319,8 +322,10 @@ class Services:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in list(self._processes):
-            self.kill(name, signal.SIGINT)
+        for process in self._processes.values():
+            process.send_signal(signal.SIGINT)
+        for process in self._processes.values():
+            _wait_or_kill(process)
 
     def start(self, name: str) -> None:
         """Start one of `code`, `daemon` and `web`, or start it again."""
@@ -345,13 +350,17 @@ class Services:
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """End a service, and no other process: what it started is on its own."""
         process = self._processes.pop(name)
-        os.kill(process.pid, number)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.send_signal(number)
+        _wait_or_kill(process)
 
     def _answers(self) -> bool:
         with socket.socket() as client:
             return client.connect_ex(("127.0.0.1", self._code_port)) == 0
+
+
+def _wait_or_kill(process: subprocess.Popen[str]) -> None:
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -70,3 +70,30 @@ def test_no_request_makes_it_fail(service: FastAPI) -> None:
                 thorough(given(cases)(ask))()
     assert failed == []
     assert len(asked) > 15
+
+
+def test_the_document_says_what_each_route_answers(service: FastAPI) -> None:
+    """Its success and its errors, each with a model; and which of them ask for a key."""
+    document = service.openapi()
+    open_routes = {"/health/live", "/health/ready"}
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            assert operation["responses"]["200"]["content"], path
+            assert operation["description"], path
+            if path not in open_routes:
+                assert {"401", "429", "503"} <= operation["responses"].keys(), path
+                assert operation["security"], path
+    problems = {
+        answer["$ref"] for answer in _schemas(document) if "Problem" in answer.get("$ref", "")
+    }
+    assert problems == {"#/components/schemas/Problem"}
+
+
+def _schemas(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        answer["content"]["application/json"]["schema"]
+        for methods in document["paths"].values()
+        for operation in methods.values()
+        for status, answer in operation["responses"].items()
+        if status.startswith("4")
+    ]

@@ -1,18 +1,24 @@
-"""The command line as people and programs meet it: real processes, their output and their exit codes."""
+"""The command line as people and programs meet it: its output and its exit codes.
+
+In processes of its own where a promise is about those, and otherwise in this one, which starts sooner.
+"""
 
 import json
 import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from embed_pipeline.cli import app, main
-from embed_pipeline_tests.conftest import draw, draw_many
+from embed_pipeline.models import clip
+from embed_pipeline_tests.conftest import draw, draw_many, load_once
 from embed_pipeline_tests.processes import (
     PROGRAM,
     Environment,
@@ -25,6 +31,7 @@ from embed_pipeline_tests.processes import (
 )
 
 COMMANDS = sorted(entry.callback.__name__ for entry in app.registered_commands if entry.callback)
+Here = Callable[..., subprocess.CompletedProcess[str]]
 COUNTS = {"embed", "reuse", "relabel", "remove", "unchanged", "failed"}
 SYNC_KEYS = {"project_id", "run_id", "status", "error", *COUNTS}
 # A project whose name holds what names may hold; the last two bytes are not UTF-8.
@@ -69,6 +76,36 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return env
 
 
+@pytest.fixture
+def here(
+    env: Environment, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Here:
+    """Run `embed-pipeline` to its end in this process, all but the model opened anew."""
+    monkeypatch.setattr(logging.getLogger("embed_pipeline"), "handlers", [])
+    monkeypatch.setattr(clip, "load_encoder", load_once)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+
+    def here(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["embed-pipeline", *arguments])
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit) as ended:
+                main()
+        assert isinstance(ended.value.code, int)
+        return subprocess.CompletedProcess(arguments, ended.value.code, *capfd.readouterr())
+
+    return here
+
+
+def read(done: subprocess.CompletedProcess[str]) -> Any:
+    """The document of a command that succeeded."""
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 def nasty_text() -> str:
     """How the nasty project is called in JSON."""
     from embed_pipeline.sources.names import to_text
@@ -89,18 +126,18 @@ def test_every_command_has_help(name: str) -> None:
     assert "Usage:" in shown.output
 
 
-def test_json_is_one_document_of_the_documented_keys(env: Environment) -> None:
+def test_json_is_one_document_of_the_documented_keys(here: Here) -> None:
     """Every command that answers prints exactly the keys that the README lists, and nothing else."""
     counts = {"images", "indexed", "failed", "behind"}
     projects = {"project_id", "name", "status", "progress", *counts}
-    statuses = answer("projects", env=env)
+    statuses = read(here("projects", "--json"))
     assert [status.keys() for status in statuses] == [projects] * 3
     assert {status["project_id"]: status["status"] for status in statuses} == {
         "cats": "in sync",
         "half": "in sync",
         nasty_text(): "in sync",
     }
-    assert answer("verify", "cats", "--vectors", env=env) == {
+    assert read(here("verify", "cats", "--vectors", "--json")) == {
         "project_id": "cats",
         "indexed": 10,
         "missing": 0,
@@ -108,37 +145,40 @@ def test_json_is_one_document_of_the_documented_keys(env: Environment) -> None:
         "extra": 0,
         "failed": 0,
     }
-    hits = answer("search", "cats", "a red circle", "--limit", "3", env=env)
-    assert [hit.keys() for hit in hits] == [{"image_id", "name", "dataset", "score", "path"}] * 3
+    hits = read(here("search", "cats", "a red circle", "--limit", "3", "--json"))
+    keys = {"image_id", "name", "dataset", "score", "confidence", "path"}
+    assert [hit.keys() for hit in hits] == [keys] * 3
     assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
     assert all(Path(hit["path"]).is_file() for hit in hits)
-    findings = answer("doctor", env=env)
+    findings = read(here("doctor", "--json"))
     assert {finding["what"]: finding["ok"] for finding in findings} == dict.fromkeys(
         ["settings", "home", "source", "model", "store", "dagster"], True
     )
 
 
-def test_any_name_goes_through(env: Environment) -> None:
+def test_any_name_goes_through(env: Environment, here: Here) -> None:
     """A project and an image whose names are not UTF-8 are searched and verified by those names."""
     [hit] = answer("search", NASTY, "--like", NASTY + b".png", env=env)
     assert hit["image_id"] == "plain.png"
-    assert answer("verify", NASTY, env=env)["indexed"] == 2
+    assert read(here("verify", os.fsdecode(NASTY), "--json"))["indexed"] == 2
 
 
-def test_images_are_found_by_image(env: Environment) -> None:
+def test_images_are_found_by_image(env: Environment, here: Here) -> None:
     """A reference may be an id, a name or a file; it is left out itself, and --unlike turns away."""
-    by_id = answer("search", "cats", "--like", "indoors/image-0003.png", env=env)
-    by_name = answer("search", "cats", "--like", "image-0003.png", env=env)
-    assert by_id == by_name
-    assert "indoors/image-0003.png" not in [hit["image_id"] for hit in by_id]
-    file = root_of(env) / "cats" / "indoors" / "image-0003.png"
-    [first] = answer("search", "cats", "--like", str(file), "--limit", "1", env=env)
-    assert first["image_id"] == "indoors/image-0003.png"
-    away = answer("search", "cats", "--like", str(file), "--unlike", by_id[0]["image_id"], env=env)
-    assert by_id[0]["image_id"] not in [hit["image_id"] for hit in away]
+
+    def found(*arguments: str) -> list[str]:
+        hits = read(here("search", "cats", *arguments, "--json"))
+        return [hit["image_id"] for hit in hits]
+
+    by_id = found("--like", "indoors/image-0003.png")
+    assert by_id == found("--like", "image-0003.png")
+    assert "indoors/image-0003.png" not in by_id
+    file = str(root_of(env) / "cats" / "indoors" / "image-0003.png")
+    assert found("--like", file, "--limit", "1") == ["indoors/image-0003.png"]
+    assert by_id[0] not in found("--like", file, "--unlike", by_id[0])
 
 
-def test_a_paused_project_is_left_alone(env: Environment) -> None:
+def test_a_paused_project_is_left_alone(env: Environment, here: Here) -> None:
     """`pause` holds in other processes: `sync` refuses, `sync --all` leaves it out, `resume` ends it."""
     stopped = {
         "project_id": "cats",
@@ -147,19 +187,19 @@ def test_a_paused_project_is_left_alone(env: Environment) -> None:
         "message": "[Project: cats] Is not the current active task in the auto-updater.",
         "details": {},
     }
-    assert answer("stop", "cats", env=env) == stopped
-    assert answer("pause", "cats", env=env) == stopped
-    statuses = {status["name"]: status["status"] for status in answer("projects", env=env)}
+    assert read(here("stop", "cats", "--json")) == stopped
+    assert read(here("pause", "cats", "--json")) == stopped
+    statuses = {each["name"]: each["status"] for each in read(here("projects", "--json"))}
     assert statuses["cats"] == "paused"
     refused = command("sync", "cats", env=env)
     assert refused.returncode == 1
     assert "to let it go on: embed-pipeline resume cats" in refused.stderr
-    others = command("sync", "--all", "--json", env=env)
-    assert [o["project_id"] for o in json.loads(others.stdout)] == [nasty_text(), "half"]
+    others = here("sync", "--all", "--json")
+    assert [outcome["project_id"] for outcome in read(others)] == [nasty_text(), "half"]
     assert "cats: paused, left out" in others.stderr
-    resumed = answer("resume", "cats", env=env)
+    resumed = read(here("resume", "cats", "--json"))
     assert resumed.keys() == {"project_id", "message"}
-    [outcome] = answer("sync", "cats", env=env)
+    [outcome] = read(here("sync", "cats", "--json"))
     assert outcome["unchanged"] == 10
 
 
@@ -194,37 +234,21 @@ ERRORS = [
     ("arguments", "variables", "told"), ERRORS, ids=lambda value: str(value)[:40]
 )
 def test_errors_are_one_line(
-    env: Environment,
-    arguments: list[str],
-    variables: dict[str, str],
-    told: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    here: Here, arguments: list[str], variables: dict[str, str], told: str
 ) -> None:
     """Bad input ends with exit code 1 and one line that names the thing and the remedy."""
-    for name, value in {**env, **variables}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "argv", ["embed-pipeline", *arguments])
-    monkeypatch.setattr(logging.getLogger("embed_pipeline"), "handlers", [])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    printed = capfd.readouterr()
-    assert (ended.value.code, printed.out) == (1, "")
-    one_error(printed.err, told)
-
-
-@pytest.mark.parametrize(
-    ("model", "told"),
-    [
-        ("no/such-model", "no/such-model: not whole in the local"),
-        ("/nowhere", "EMBED_MODEL=/nowhere: no such directory"),
-    ],
-)
-def test_errors_of_a_run_are_one_line(env: Environment, model: str, told: str) -> None:
-    """What goes wrong inside Dagster's run is told as shortly."""
-    done = command("sync", "cats", env={**env, "EMBED_MODEL": model})
-    assert done.returncode == 1
+    done = here(*arguments, **variables)
+    assert (done.returncode, done.stdout) == (1, "")
     one_error(done.stderr, told)
+
+
+def test_errors_of_a_run_are_one_line(env: Environment, here: Here) -> None:
+    """What goes wrong inside Dagster's run is told as shortly, whichever way the model is missing."""
+    absent = command("sync", "cats", env={**env, "EMBED_MODEL": "no/such-model"})
+    nowhere = here("sync", "cats", EMBED_MODEL="/nowhere")
+    assert (absent.returncode, nowhere.returncode) == (1, 1)
+    one_error(absent.stderr, "no/such-model: not whole in the local")
+    one_error(nowhere.stderr, "EMBED_MODEL=/nowhere: no such directory")
 
 
 def one_error(stderr: str, told: str) -> None:
@@ -234,11 +258,11 @@ def one_error(stderr: str, told: str) -> None:
     assert told in line
 
 
-def test_a_broken_dagster_storage_is_one_line(env: Environment, tmp_path: Path) -> None:
+def test_a_broken_dagster_storage_is_one_line(here: Here, tmp_path: Path) -> None:
     """Where Dagster cannot use its files, the error names them and what they hold."""
     (tmp_path / "schedules").mkdir()
     (tmp_path / "schedules" / "schedules.db").write_bytes(b"no database" * 1000)
-    done = command("sync", "cats", env={**env, "DAGSTER_HOME": str(tmp_path)})
+    done = here("sync", "cats", DAGSTER_HOME=str(tmp_path))
     assert done.returncode == 1
     [line] = done.stderr.strip().splitlines()
     assert line.startswith(f"error: {tmp_path}: Dagster's storage fails (file is not a database)")
@@ -253,40 +277,39 @@ def test_a_sync_without_changes_loads_no_model(env: Environment) -> None:
     assert not modules & {"torch", "transformers", "qdrant_client", "supervisely"}
 
 
-def test_failed_images_fail_only_a_strict_sync(env: Environment) -> None:
+def test_failed_images_fail_only_a_strict_sync(here: Here) -> None:
     """An image that cannot be embedded leaves exit code 0; --strict makes it 1."""
-    assert command("sync", "half", env=env).returncode == 0
-    assert command("sync", "half", "--strict", env=env).returncode == 1
+    assert here("sync", "half").returncode == 0
+    assert here("sync", "half", "--strict").returncode == 1
 
 
 def test_withheld_removals_are_confirmed_on_the_command_line(
-    env: Environment, tmp_path: Path
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error names the command that confirms, and that command works."""
     root = tmp_path / "root"
     draw_many(root / "few", 3)
-    own = {**env, "EMBED_SOURCE": f"folder:{root}"}
-    command("sync", "few", env=own)
+    monkeypatch.setenv("EMBED_SOURCE", f"folder:{root}")
+    assert here("sync", "few").returncode == 0
     for image in (root / "few").iterdir():
         image.unlink()
-    refused = command("sync", "few", env=own)
+    refused = here("sync", "few")
     assert refused.returncode == 1
     assert "embed-pipeline sync few --confirm-removals 3 (" in refused.stderr
-    [outcome] = answer("sync", "few", "--confirm-removals", "3", env=own)
+    [outcome] = read(here("sync", "few", "--confirm-removals", "3", "--json"))
     assert outcome["remove"] == 3
 
 
-def test_bars_are_for_terminals_only(env: Environment, tmp_path: Path) -> None:
+def test_bars_are_for_terminals_only(env: Environment, here: Here, tmp_path: Path) -> None:
     """A terminal sees a bar with a rate; a pipe sees nothing but the result."""
-    root = tmp_path / "root"
-    draw_many(root / "new", 30, first_seed=500)
-    own = {**env, "EMBED_SOURCE": f"folder:{root}"}
-    piped = command("sync", "new", env={**own, "EMBED_HOME": str(tmp_path / "home")})
-    assert piped.stderr == ""
+    source = f"folder:{tmp_path / 'root'}"
+    draw_many(tmp_path / "root" / "new", 30, first_seed=500)
+    piped = here("sync", "new", EMBED_SOURCE=source, EMBED_HOME=str(tmp_path / "home"))
+    assert (piped.returncode, piped.stderr) == (0, "")
     with closing(Terminal()) as terminal:
         arguments = [*PROGRAM, "sync", "new"]
         pipes = {"stdout": subprocess.PIPE, "stderr": terminal.writing}
-        with started(arguments, own, **pipes) as process:
+        with started(arguments, {**env, "EMBED_SOURCE": source}, **pipes) as process:
             # Read all the time: a full terminal would hold the process up.
             wait_until(lambda: terminal.text() and process.poll() is not None, 120, "the sync")
         assert process.returncode == 0

@@ -338,7 +338,7 @@ def server(status: int) -> Iterator[int]:
     """A server whose health is `status`; its port."""
     handler = type("Answer", (_Answer,), {"status": status})
     with HTTPServer(("127.0.0.1", 0), handler) as listening:
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True).start()
         yield listening.server_port
         listening.shutdown()
 
@@ -415,5 +415,6 @@ def test_the_services_work_together(tmp_path: Path, env: Environment) -> None:
                 assert process.poll() is None, (tmp_path / "log").read_text()
                 return outcome(here(_check(name)), env) == 0
 
-            wait_until(healthy, 60, f"{name} to be healthy")
+            # A check is a process of Dagster's, which takes time from the service that it waits for.
+            wait_until(healthy, 60, f"{name} to be healthy", every=1)
         wait_until(DagsterUI(web).is_ready, 30, "the code location")

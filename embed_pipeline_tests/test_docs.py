@@ -1,13 +1,12 @@
 """The documents do not drift: what they name is there, and what is there they name."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import AliasChoices
+from typer.testing import CliRunner
 
 from embed_pipeline.cli import app
 from embed_pipeline.deployment import Deployment
@@ -62,10 +61,9 @@ def test_every_command_line_in_the_readme_is_understood() -> None:
 
 
 def _help(command: str) -> str:
-    environment = {"COLUMNS": "200", "TERM": "dumb", "PATH": ""}
-    arguments = [sys.executable, "-m", "embed_pipeline.cli", command, "--help"]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment)
-    return done.stdout
+    shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert shown.exit_code == 0
+    return shown.output
 
 
 def test_both_workspaces_name_the_same_code_location() -> None:

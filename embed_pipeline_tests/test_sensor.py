@@ -13,6 +13,8 @@ from embed_pipeline_tests.places import Place, make_place, visible
 from embed_pipeline_tests.processes import Services, answer, wait_until
 
 TICK_SECONDS = 4
+# Who asks holds up for a moment what it asks about: the webserver, and the shard.
+EVERY = 0.3
 
 
 def searchable(place: Place, project: str) -> bool:
@@ -39,8 +41,8 @@ def test_changes_are_searchable_within_two_ticks(
         def within(ticks: int, done: Callable[[], bool], what: str) -> None:
             """All runs that it takes are asked for in so many ticks; what they take is not counted."""
             before = len(ui.ticks())
-            wait_until(done, 120, what)
-            wait_until(lambda: not ui.unfinished(), 60, "its runs to end")
+            wait_until(done, 120, what, EVERY)
+            wait_until(lambda: not ui.unfinished(), 60, "its runs to end", EVERY)
             later = ui.ticks()[: -before - ticks or None]
             assert not any(tick["runIds"] for tick in later), what
 
@@ -61,7 +63,7 @@ def test_changes_are_searchable_within_two_ticks(
 
         runs = ui.run_count()
         quiet = len(ui.ticks()) + 2
-        wait_until(lambda: len(ui.ticks()) >= quiet, 90, "two more ticks")
+        wait_until(lambda: len(ui.ticks()) >= quiet, 90, "two more ticks", EVERY)
         assert ui.run_count() == runs
         assert ui.ticks()[0]["skipReason"] == "2 projects; unchanged: 2"
         assert {tick["status"] for tick in ui.ticks()} == {"SUCCESS", "SKIPPED"}

@@ -145,7 +145,7 @@ def test_the_daemon_is_killed(
         platform.stand_in.heal()
         services.start("daemon")
         wait_until(lambda: platform.instance.project(project).embeddings_updated_at, 60, "marks")
-        wait_until(lambda: not services.ui.unfinished(), 30, "the run to end")
+        wait_until(lambda: not services.ui.unfinished(), 30, "the run to end", 0.3)
         as_if_nothing_had_happened(platform, project, set(images))
 
         late = platform.instance.add_image(dataset, "late.png", picture(77))
@@ -160,5 +160,5 @@ def test_the_daemon_is_killed(
         assert shown.error_message == KILLED
         resume_project(platform.deployment, str(project))
         wait_until(lambda: platform.instance.stamped(project)[late], 60, "the next run")
-        wait_until(lambda: not services.ui.unfinished(), 30, "it to end")
+        wait_until(lambda: not services.ui.unfinished(), 30, "it to end", 0.3)
     as_if_nothing_had_happened(platform, project, {*images, late})

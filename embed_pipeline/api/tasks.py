@@ -16,7 +16,7 @@ from embed_pipeline.api.envelope import (
     refuse_other_servers,
 )
 from embed_pipeline.api.errors import ApiError
-from embed_pipeline.api.security import Caller, may_read, require_caller, require_project
+from embed_pipeline.api.security import Caller, readable, require_caller, require_project
 from embed_pipeline.deployment import Deployment
 from embed_pipeline.projects import project_status
 from embed_pipeline.run_progress import progress_of
@@ -156,10 +156,9 @@ def _status(state: State, project: str) -> Status:
 def _working(deployment: Deployment, caller: Caller) -> Iterator[Progress]:
     """Of the projects that the caller may read."""
     prefix = deployment.project_id("")
-    for project_id in deployment.home.project_ids():
-        project = project_id.removeprefix(prefix)
-        ours = project_id.startswith(prefix)
-        if ours and (found := _progress(deployment, project)) and may_read(caller, project):
+    known = [id_ for id_ in deployment.home.project_ids() if id_.startswith(prefix)]
+    for project in sorted(readable(caller, [id_.removeprefix(prefix) for id_ in known])):
+        if found := _progress(deployment, project):
             yield found
 
 

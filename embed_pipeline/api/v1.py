@@ -1,12 +1,11 @@
 """JSON for the search page and for programs: projects, datasets, search, selection, pictures."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from http import HTTPStatus
 from threading import BoundedSemaphore, Lock
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import polars as pl
 from fastapi import APIRouter, Depends, Request, Response
@@ -14,15 +13,16 @@ from fastapi import Query as Parameter
 from pydantic import BaseModel, ConfigDict
 
 from embed_pipeline.api.errors import ApiError
-from embed_pipeline.api.security import Caller, may_read, require_caller, require_project
+from embed_pipeline.api.security import Caller, readable, require_caller, require_project
+from embed_pipeline.api.sendable import sendable
 from embed_pipeline.deployment import Deployment
 from embed_pipeline.errors import ImageError
 from embed_pipeline.manifest import MANIFEST
 from embed_pipeline.pictures import thumbnail
 from embed_pipeline.projects import ProjectStatus, project_statuses
-from embed_pipeline.search.query import Answer, Hit, Image, Query
+from embed_pipeline.search.query import Answer, Image, Query
 from embed_pipeline.search.searcher import Searcher
-from embed_pipeline.search.selection import Chosen, Selected, Selection
+from embed_pipeline.search.selection import Selected, Selection
 
 router = APIRouter(prefix="/v1", tags=["search"])
 
@@ -32,7 +32,6 @@ PICTURE_SECONDS = 300  # after which a browser asks whether its picture still ho
 # Each may take as much memory as EMBED_MAX_IMAGE_PIXELS allows.
 _DECODING = BoundedSemaphore(4)
 
-Found = TypeVar("Found", Hit, Chosen)
 Reader = Annotated[Caller, Depends(require_caller)]
 ProjectName = Annotated[str, Parameter(description="a project, by its name or number")]
 
@@ -87,7 +86,9 @@ def projects(request: Request, caller: Reader) -> list[ProjectStatus]:
     state = request.app.state
     if not hasattr(state, "statuses"):
         state.statuses = Statuses(lambda: project_statuses(state.deployment))
-    return [status for status in state.statuses.now() if may_read(caller, status.project_id)]
+    statuses = state.statuses.now()
+    offered = readable(caller, [status.project_id for status in statuses])
+    return [status for status in statuses if status.project_id in offered]
 
 
 @router.get("/datasets")
@@ -107,7 +108,7 @@ def search(request: Request, caller: Reader, asked: SearchRequest) -> Answer:
     _check_sizes(request.app.state.deployment, asked.query)
     searcher: Searcher = request.app.state.searcher
     answer = searcher.search(asked.project, asked.query)
-    return replace(answer, hits=[_sendable(hit) for hit in answer.hits])
+    return replace(answer, hits=[sendable(hit) for hit in answer.hits])
 
 
 @router.post("/diverse")
@@ -118,7 +119,7 @@ def diverse(request: Request, caller: Reader, asked: SelectionRequest) -> Select
         _check_sizes(request.app.state.deployment, asked.selection.query)
     searcher: Searcher = request.app.state.searcher
     selected = searcher.diverse(asked.project, asked.selection)
-    return replace(selected, images=[_sendable(image) for image in selected.images])
+    return replace(selected, images=[sendable(image) for image in selected.images])
 
 
 @router.get(
@@ -147,12 +148,6 @@ def picture(
     except ImageError as error:
         raise _no_picture(image_id, error) from error
     return Response(content, media_type="image/jpeg", headers=headers)
-
-
-def _sendable(found: Found) -> Found:
-    """A path is bytes and need not be UTF-8, which JSON over HTTP is."""
-    path = os.fsencode(found.path).decode(errors="replace")
-    return found if path == found.path else replace(found, path=path)
 
 
 def _find(deployment: Deployment, project: str, image_id: str) -> tuple[str, bytes]:

@@ -47,7 +47,9 @@ def choose(candidates: Candidates, groups: Groups, selection: Selection, taking:
     """Take up to `limit` points; returns all points' squared distances from the nearest chosen one."""
     match selection.method:
         case "farthest":
-            return farthest(candidates.points, candidates.before, taking, selection.limit)
+            return farthest(
+                candidates.points, candidates.before, taking, selection.limit, selection.seed
+            )
         case "random":
             return choose_at_random(candidates, selection.limit, selection.seed, taking)
         case "kmeans" | "dbscan":

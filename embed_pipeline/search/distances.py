@@ -5,7 +5,10 @@ float64 without rounding: each distance is exact, in whatever blocks, order or t
 That is what makes a selection the same on every machine, and equal vectors equal.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,20 +44,26 @@ def within(vectors: Halves) -> Doubles:
 
 def lower(bounds: Doubles, vectors: Halves, centres: Halves) -> None:
     """Bring `bounds` (n) down to each vector's squared distance from the nearest centre, in place."""
-    for _, rows, squared in _blocks(centres, vectors):
+
+    def work(rows: slice, some: slice, squared: Doubles) -> None:  # noqa: ARG001  # as `nearest` asks
         np.minimum(bounds[rows], squared.min(axis=0), out=bounds[rows])
+
+    _for_all_blocks(work, centres, vectors)
 
 
 def nearest(vectors: Halves, centres: Halves) -> tuple[Numbers, Doubles]:
     """Each vector's nearest centre, the first of equals, and the squared distance to it."""
     numbers = np.zeros(len(vectors), np.intp)
     bounds = np.full(len(vectors), np.inf)
-    for some, rows, squared in _blocks(centres, vectors):
+
+    def work(rows: slice, some: slice, squared: Doubles) -> None:
         best = squared.argmin(axis=0)
         closest = squared[best, np.arange(len(best))]
         closer = closest < bounds[rows]
         numbers[rows][closer] = some.start + best[closer]
         bounds[rows][closer] = closest[closer]
+
+    _for_all_blocks(work, centres, vectors)
     return numbers, bounds
 
 
@@ -102,12 +111,34 @@ def distances(squared: Doubles) -> Doubles:
     return np.sqrt(np.minimum(squared, 4.0))
 
 
-def _blocks(centres: Halves, vectors: Halves) -> Iterator[tuple[slice, slice, Doubles]]:
-    """Squared distances (centres, vectors) of every block of both."""
-    for some in slices(len(centres), CENTRES):
-        wide = centres[some].astype(np.float64)
-        for rows in slices(len(vectors), ROWS):
-            yield some, rows, between(wide, vectors[rows].astype(np.float64))
+def _for_all_blocks(
+    work: Callable[[slice, slice, Doubles], None], centres: Halves, vectors: Halves
+) -> None:
+    """Give `work` the squared distances (centres, vectors) of every block, several at once.
+
+    It never works on the same vectors twice at once.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        for some in slices(len(centres), CENTRES):
+            wide = centres[some].astype(np.float64)
+
+            def block(rows: slice, some: slice = some, wide: Doubles = wide) -> None:
+                work(rows, some, between(wide, vectors[rows].astype(np.float64)))
+
+            for _ in workers.map(block, slices(len(vectors), ROWS)):
+                pass  # so that an error is not lost
+
+
+@contextmanager
+def one_thread_per_block() -> Iterator[None]:
+    """Keep the library of linear algebra to one thread: several of its own wait for each other busily.
+
+    It holds for the process, so by one caller at a time.
+    """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def _squared_lengths(vectors: Doubles) -> Doubles:

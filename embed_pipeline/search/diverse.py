@@ -1,6 +1,7 @@
 """Diverse selection: images that differ from each other, and how well they stand for the rest."""
 
 from collections.abc import Sequence
+from threading import Lock
 
 from embed_pipeline.search.candidates import Candidates, candidates_of
 from embed_pipeline.search.choice import (
@@ -12,13 +13,16 @@ from embed_pipeline.search.choice import (
     groups_of,
 )
 from embed_pipeline.search.clusters import NOISE
-from embed_pipeline.search.distances import distances, steps
+from embed_pipeline.search.distances import distances, one_thread_per_block, steps
 from embed_pipeline.search.scope import dataset_ids
 from embed_pipeline.search.selection import Chosen, Coverage, Selected, Selection
 from embed_pipeline.search.taking import Taking
 from embed_pipeline.search.view import View
 
 NOTHING_LEFT_OUT = Coverage(mean_distance=0.0, largest_distance=0.0, clusters_touched=1.0)
+
+# One selection at a time: each may take as much memory as the settings allow, and all processors.
+_alone = Lock()
 
 
 def diverse(view: View, selection: Selection, found: Sequence[str] | None = None) -> Selected:
@@ -28,6 +32,11 @@ def diverse(view: View, selection: Selection, found: Sequence[str] | None = None
     than asked for come where there are no more, or quotas allow no more. Raises QueryError for a dataset
     or an image `chosen` that is nowhere, OutOfSpace where vectors fit neither into memory nor on the disk.
     """
+    with _alone, one_thread_per_block():
+        return _diverse(view, selection, found)
+
+
+def _diverse(view: View, selection: Selection, found: Sequence[str] | None) -> Selected:
     candidates = candidates_of(view, selection, found)
     if candidates.images.is_empty():
         return Selected([], 0, NOTHING_LEFT_OUT, NOTHING_LEFT_OUT)

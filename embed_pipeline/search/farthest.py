@@ -4,6 +4,8 @@ One pass over all vectors serves many picks. As long as the best of a small pool
 everything outside the pool was at the last pass, it is the farthest of all: distances only shrink.
 """
 
+from copy import deepcopy
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,30 +15,50 @@ from embed_pipeline.vector_library import Halves
 
 POOL = 512
 CLOSED = -1.0
+STARTS = 8
+MOST_TRIED = 1 << 21  # points times picks: a few hundredths of a second each
 
 
-def farthest(points: Halves, before: Halves, taking: Taking, limit: int) -> Doubles:
+def farthest(points: Halves, before: Halves, taking: Taking, limit: int, seed: int) -> Doubles:
     """Take up to `limit` of the open points, starting from those chosen `before`.
 
-    Without any, the first one is the open point nearest to the mean. Among equals, the lowest. Returns
-    each point's squared distance from the nearest chosen one.
+    Without any, the first one is the open point nearest to the mean; where a choice is made quickly, so
+    that its start matters most, one of a few that leaves nothing farther away. Among equals, the lowest.
+    Returns each point's squared distance from the nearest chosen one.
     """
+    if not len(before) and taking.open.any():
+        starts = _starts(points, taking.open, limit, seed)
+        if len(starts) > 1:
+            starts.sort(key=lambda start: _from(start, points, deepcopy(taking), limit).max())
+        return _from(starts[0], points, taking, limit)
     bounds = np.full(len(points), np.inf)
     lower(bounds, points, before)
-    if not len(before) and taking.open.any():
-        first = _most_central(points, taking.open)
-        taking.take(first)
-        lower(bounds, points, points[[first]])
-    while len(taking.points) < limit and taking.open.any():
-        picked = _picks(points, bounds, taking, limit - len(taking.points))
-        lower(bounds, points, points[picked])
+    _spread(points, bounds, taking, limit)
     return bounds
 
 
-def _most_central(points: Halves, open_: NDArray[np.bool_]) -> int:
+def _starts(points: Halves, open_: NDArray[np.bool_], limit: int, seed: int) -> list[int]:
     away = np.full(len(points), np.inf)
     lower(away, points, mean(points))
-    return int(np.where(open_, away, np.inf).argmin())
+    central = int(np.where(open_, away, np.inf).argmin())
+    if limit * len(points) > MOST_TRIED:
+        return [central]
+    others = np.random.default_rng(seed).permutation(np.flatnonzero(open_))
+    return [central, *others[: STARTS - 1].tolist()]
+
+
+def _from(start: int, points: Halves, taking: Taking, limit: int) -> Doubles:
+    taking.take(start)
+    bounds = np.full(len(points), np.inf)
+    lower(bounds, points, points[[start]])
+    _spread(points, bounds, taking, limit)
+    return bounds
+
+
+def _spread(points: Halves, bounds: Doubles, taking: Taking, limit: int) -> None:
+    while len(taking.points) < limit and taking.open.any():
+        picked = _picks(points, bounds, taking, limit - len(taking.points))
+        lower(bounds, points, points[picked])
 
 
 def _picks(points: Halves, bounds: Doubles, taking: Taking, most: int) -> list[int]:

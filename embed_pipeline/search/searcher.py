@@ -18,6 +18,8 @@ from embed_pipeline.stores.protocol import Filter
 
 # A view holds the project's manifest: some 200 bytes an image.
 VIEWS_KEPT = 32
+# As many as are shown: a score that was shown is a threshold that its image reaches.
+DIGITS = 4
 
 
 @dataclass
@@ -52,7 +54,8 @@ class Searcher:
         ranking = Ranking(view.collection, view.calibration, parts, _filter(view, query, left_out))
         found = ranking.best(query.mode, POOL if query.is_pooled else query.offset + query.limit)
         confidence = ranking.confidence(query.mode, vectors_of(found))
-        found = _enough(found.with_columns(pl.Series("confidence", confidence)), query)
+        figures = (pl.col("score").round(DIGITS), pl.Series("confidence", confidence).round(DIGITS))
+        found = _enough(found.with_columns(*figures), query)
         if query.diversity:
             found = diversified(found, query.offset + query.limit, query.diversity)
         page = found.slice(query.offset, query.limit)
@@ -110,8 +113,8 @@ def _hits(view: View, page: pl.DataFrame) -> list[Hit]:
             image_id=row["image_id"],
             name=row["name"],
             dataset=row["dataset_name"],
-            score=round(row["score"], 4),
-            confidence=round(row["confidence"], 4),
+            score=row["score"],
+            confidence=row["confidence"],
             path=paths.get(row["image_id"], ""),
         )
         for row in page.drop("vector").iter_rows(named=True)

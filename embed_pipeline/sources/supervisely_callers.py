@@ -19,7 +19,7 @@ from embed_pipeline.patience import Patience
 from embed_pipeline.sources.supervisely_collections import Collections, Results
 from embed_pipeline.sources.supervisely_http import Connection, Missing
 from embed_pipeline.sources.supervisely_listing import ImageList
-from embed_pipeline.sources.supervisely_projects import PLAN_WITHOUT_SEARCH
+from embed_pipeline.sources.supervisely_projects import PLAN_WITHOUT_SEARCH, Projects
 
 T = TypeVar("T")
 
@@ -57,6 +57,7 @@ class Callers:
         self._connection = connection
         self._users: _Remembered[int] = _Remembered()
         self._standings: _Remembered[Standing] = _Remembered()
+        self._listings: _Remembered[frozenset[str]] = _Remembered()
         self._collections = Collections()
 
     def user_id(self, token: str) -> int:
@@ -76,6 +77,14 @@ class Callers:
         return self._standings.of(
             f"{_digest(token)} {project}", lambda: self._standing(project, token)
         )
+
+    def projects(self, token: str) -> frozenset[str]:
+        """The numbers of the projects with AI search that the caller sees. Raises SourceRefused."""
+
+        def ask() -> frozenset[str]:
+            return frozenset(Projects(self._of(token)).look().projects)
+
+        return self._listings.of(_digest(token), ask)
 
     def projects_of(self, image_ids: Sequence[int], token: str | None) -> dict[str, list[int]]:
         """The projects that hold these images, those in the trash left out, and which each holds.
