@@ -138,7 +138,8 @@ class Methods(CollectionMethods):
 
     @method("projects.list.all", f"{PAGE} skipExported extraFields")
     def _all_projects(self, body: Body) -> Body:
-        projects = list(self.instance.projects.values())
+        hidden = self.instance.hidden.get(self.token, ())
+        projects = [p for p in self.instance.projects.values() if p.id not in hidden]
         entity = self._project_entities(projects, body.get("extraFields") or ())
         return page(body, projects, entity, PROJECT_FILTERS, 20_000)
 

@@ -49,11 +49,13 @@ def look(platform: Platform) -> Tick:
     return look_around(platform.deployment, DagsterRuns(platform.dagster))
 
 
-def settle(deployment: Deployment, project: str, token: str) -> None:
-    """Have the sensor believe that the project is in sync."""
+def settle(deployment: Deployment, projects: list[int]) -> None:
+    """Have the sensor believe that the projects are in sync."""
     path = deployment.home.noticed(deployment.source.source_id)
     noticed = read_noticed(path)
-    noticed[project] = Noticed(project, settled=deployment.revision(token))
+    for project in map(str, projects):
+        _, token = deployment.source.revision(project, as_listed=True)
+        noticed[project] = Noticed(project, settled=deployment.revision(token))
     write_noticed(noticed, path)
 
 
@@ -368,9 +370,7 @@ class TestDriving:
         datasets = {project: platform.instance.add_dataset(project, "one") for project in made[:3]}
         deployment = platform.deployment
         deployment.source.projects()
-        for project in made:
-            _, token = deployment.source.revision(str(project), as_listed=True)
-            settle(deployment, str(project), token)
+        settle(deployment, made)
         for project, dataset in datasets.items():
             platform.instance.add_image(dataset, "a.png", picture(project))
         platform.stand_in.reset_counts()

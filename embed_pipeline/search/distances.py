@@ -125,7 +125,8 @@ def _for_all_blocks(
             def block(rows: slice, some: slice = some, wide: Doubles = wide) -> None:
                 work(rows, some, between(wide, vectors[rows].astype(np.float64)))
 
-            for _ in workers.map(block, slices(len(vectors), ROWS)):
+            in_turn = workers.map if len(vectors) > ROWS else map
+            for _ in in_turn(block, slices(len(vectors), ROWS)):
                 pass  # so that an error is not lost
 
 
