@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
 
@@ -33,6 +33,13 @@ PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "photos160"
 METHODS: tuple[Method, ...] = ("farthest", "kmeans", "dbscan", "random")
 MOST_BYTES = 10**9
 SPARSE = 0.5  # how far a blob's members are from its middle
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """As a selection runs: the methods here are called without it."""
+    with distances.one_thread_per_block():
+        yield
 
 
 def unit(vectors: np.ndarray) -> Halves:

@@ -233,26 +233,33 @@ def all_go_on(ui: DagsterUI, place: Place) -> None:
         assert verify(place.run(state)).equal, state
 
 
-@pytest.mark.parametrize(("round_", "how"), [(1, "terminate"), (2, "stop")])
 def test_a_working_run_is_stopped_and_the_next_goes_on(
-    services: tuple[Services, Place], place: Place, ui: DagsterUI, round_: int, how: str
+    services: tuple[Services, Place], place: Place, ui: DagsterUI
 ) -> None:
-    """Scanning, encoding, applying: CANCELED within ten seconds, and nothing is left."""
-    for state in STATES:
-        give_work(place, state, round_)
+    """Scanning, encoding, applying: CANCELED within ten seconds, and nothing is left.
 
-    def act(state: str, run: str) -> None:
-        if how == "terminate":
-            assert ui.stop(run) == "TerminateRunSuccess"
-        else:
-            told = stop(state)
-            assert (told["is_current_task"], told["success"]) == (True, True)
+    The runs after those stopped in the UI are stopped by the command, and those after them complete.
+    """
+
+    def terminate(state: str, run: str) -> None:
+        assert ui.stop(run) == "TerminateRunSuccess"
+        is_canceled(state, run)
+
+    def stop_it(state: str, run: str) -> None:
+        told = stop(state)
+        assert (told["is_current_task"], told["success"]) == (True, True)
+        is_canceled(state, run)
+
+    def is_canceled(state: str, run: str) -> None:
         ui.wait_for(run, "CANCELED", "SUCCESS", "FAILURE", seconds=STOP_SECONDS)
         assert ui.status(run) == "CANCELED", state
         nothing_is_left(place, state)
 
-    with slow_store(place):
-        each_in_its_state(ui, place, act)
+    for round_, act in enumerate((terminate, stop_it), start=1):
+        for state in STATES:
+            give_work(place, state, round_)
+        with slow_store(place):
+            each_in_its_state(ui, place, act)
     runs = [ui.launch(state) for state in STATES]
     all_go_on(ui, place)
     assert {ui.status(run) for run in runs} == {"SUCCESS"}

@@ -27,9 +27,10 @@ DIGITS = 4
 
 @dataclass(frozen=True)
 class Groups:
-    """Clusters by number, the largest is 0; NOISE has none. labels: of the candidates' points; before: of
-    the vectors chosen before.
-    """  # noqa: D205  # one sentence does not fit a line
+    """Clusters by number: the largest is 0, NOISE has none.
+
+    labels: of the candidates' points. before: of the vectors chosen before.
+    """
 
     labels: Numbers
     before: Numbers

@@ -80,9 +80,7 @@ def _picks(points: Halves, bounds: Doubles, taking: Taking, most: int) -> list[i
 
 
 def _pool(reach: Doubles) -> tuple[Numbers, float]:
-    """The points of greatest reach in ascending order, the first of them all included; and the reach
-    of the farthest one outside.
-    """  # noqa: D205  # one sentence does not fit a line
+    """The points of greatest reach, ascending, with the lowest of the best; the greatest reach outside."""
     if len(reach) <= POOL:
         return np.arange(len(reach)), CLOSED
     order = np.argpartition(-reach, POOL)

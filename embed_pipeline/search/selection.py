@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -19,9 +19,9 @@ class Selection(Scope):
     farthest: each next one is as far as can be from those before (k-centre). kmeans, dbscan: clusters,
     from which one image each is taken in turns. random: for comparison. clusters: how many; default: as
     many as images are chosen. members: `medoid` takes a cluster's most central images first, `random`
-    any of them. eps, min_samples: dbscan's; eps in Euclidean distance of unit vectors, default from
-    the data. query: choose among the answer of a search. chosen: images chosen before: the new ones
-    differ from them, too. quotas: at most so many from a dataset (id or name, with nested ones).
+    any of them. eps, min_samples: dbscan's, whose noise comes last; eps in Euclidean distance of unit
+    vectors, default from the data. query: choose among the answer of a search. chosen: ids of images
+    chosen before: the new ones differ from them, too. quotas: at most so many from a dataset (id or name, with nested ones).
     seed: the same selection again gives the same images.
     """
 
@@ -33,7 +33,7 @@ class Selection(Scope):
     min_samples: int = Field(default=5, ge=1, le=1000)
     query: Query | None = None
     chosen: Sequence[str] = ()
-    quotas: Mapping[str, int] | None = None
+    quotas: Mapping[str, Annotated[int, Field(ge=0)]] | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)
 
 
