@@ -40,8 +40,10 @@ OUR_VARIABLES = (
 
 # Of two workers, neither is to be left with a long file at the end.
 LONGEST_FIRST = (
-    *("test_stopping", "test_dagster", "test_cli", "test_sensor", "test_supervisely_kills"),
-    *("test_qdrant_server", "test_supervisely", "test_old_faults_data", "test_old_faults_runs"),
+    *("test_stopping", "test_dagster", "test_api_services", "test_supervisely_kills", "test_page"),
+    *("test_search", "test_cli", "test_sensor", "test_qdrant_server", "test_diverse"),
+    *("test_old_faults_api", "test_embeddings_api", "test_remote_encoder", "test_supervisely"),
+    *("test_old_faults_data", "test_old_faults_runs", "test_docker", "test_force", "test_demo"),
 )
 
 

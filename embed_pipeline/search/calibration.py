@@ -81,7 +81,9 @@ class Calibration:
 
     def spread(self, vectors: Vectors) -> Vectors:
         """Standard deviation of queries' (..., dimension) cosines over the project's images: (...)."""
-        return np.asarray(np.maximum((vectors @ self.sample.T).std(axis=-1), LEAST_SPREAD))
+        # Not by BLAS: for so little its threads take longer to meet than to work.
+        cosines = np.einsum("...d,nd->...n", vectors, self.sample)
+        return np.asarray(np.maximum(cosines.std(axis=-1), LEAST_SPREAD))
 
     def mean_cosine(self, vector: Vectors) -> float:
         """Mean of a query's cosine over the project's images."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -38,7 +39,7 @@ class Ranking:
         """
         match mode:
             case "weighted":
-                return self._nearest(self._towards(self.parts.wanted), count)
+                return self._nearest(self._whole, count)
             case "any":
                 return self._best_of_any(count)
             case "all":
@@ -54,11 +55,16 @@ class Ranking:
             weights = [(part.kind, part.weight) for part in self.parts.wanted]
             weights += [(part.kind, -NEGATIVE_WEIGHT * part.weight) for part in self.parts.unwanted]
             best = self.calibration.best_of_mixed(tuple(weights))
-            return best.below(images @ self._towards(self.parts.wanted))
+            return best.below(images @ self._whole)
         of_each = self._confidences(self.parts.wanted, images)
         matched = of_each.min(axis=0) if mode == "all" else of_each.max(axis=0)
         spared = np.prod(1 - self._confidences(self.parts.unwanted, images), axis=0)
         return np.asarray(matched * spared)
+
+    @cached_property
+    def _whole(self) -> Vectors:
+        """The direction of all parts together."""
+        return self._towards(self.parts.wanted)
 
     def _confidences(self, parts: Sequence[Part], images: Vectors) -> Vectors:
         found = [self.calibration.confidence(part.kind, part.vector, images) for part in parts]
@@ -131,7 +137,8 @@ def diversified(found: pl.DataFrame, count: int, diversity: float) -> pl.DataFra
         pick = int(np.argmax(np.where(open_, gain, -np.inf)))
         picks.append(pick)
         open_[pick] = False
-        np.maximum(nearest_picked, vectors @ vectors[pick], out=nearest_picked)
+        cosines = np.einsum("nd,d->n", vectors, vectors[pick])  # BLAS takes longer to wake its threads
+        np.maximum(nearest_picked, cosines, out=nearest_picked)
     return found[picks]
 
 

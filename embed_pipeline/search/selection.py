@@ -21,8 +21,8 @@ class Selection(Scope):
     many as images are chosen. members: `medoid` takes a cluster's most central images first, `random`
     any of them. eps, min_samples: dbscan's, whose noise comes last; eps in Euclidean distance of unit
     vectors, default from the data. query: choose among the answer of a search. chosen: ids of images
-    chosen before: the new ones differ from them, too. quotas: at most so many from a dataset (id or name, with nested ones).
-    seed: the same selection again gives the same images.
+    chosen before: the new ones differ from them, too. quotas: at most so many new ones from a dataset (id
+    or name, with nested ones). seed: the same selection again gives the same images.
     """
 
     limit: int = Field(ge=1, le=MOST_CHOSEN)
