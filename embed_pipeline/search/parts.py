@@ -79,13 +79,11 @@ class _Named:
         self.references = [
             str(id_) for id_, image in zip(ids, images, strict=True) if image.data is None
         ]
-        points, vectors = view.collection.of_images(list(dict.fromkeys(filter(None, ids))))
-        self._stored: dict[str, tuple[bytes | None, Vectors]] = {
-            image_id: (content, vector)
-            for (image_id, content), vector in zip(
-                points.select("image_id", "content_hash").iter_rows(), vectors, strict=True
-            )
-        }
+        self._stored: dict[str, tuple[bytes | None, Vectors]] = {}
+        if known := list(dict.fromkeys(filter(None, ids))):
+            points, vectors = view.collection.of_images(known)
+            contents = zip(points["content_hash"], vectors, strict=True)
+            self._stored.update(zip(points["image_id"], contents, strict=True))
         self.vectors = [self._vector(*each) for each in zip(images, ids, strict=True)]
 
     def _image_id(self, image: Image) -> str | None:

@@ -137,7 +137,9 @@ def diversified(found: pl.DataFrame, count: int, diversity: float) -> pl.DataFra
         pick = int(np.argmax(np.where(open_, gain, -np.inf)))
         picks.append(pick)
         open_[pick] = False
-        cosines = np.einsum("nd,d->n", vectors, vectors[pick])  # BLAS takes longer to wake its threads
+        cosines = np.einsum(
+            "nd,d->n", vectors, vectors[pick]
+        )  # BLAS takes longer to wake its threads
         np.maximum(nearest_picked, cosines, out=nearest_picked)
     return found[picks]
 
