@@ -77,8 +77,10 @@ def sync(
     as_json: Json = False,
 ) -> None:
     """Make collections equal to their projects: one Dagster run for each."""
+    from embed_pipeline.priority import give_way
     from embed_pipeline.runs import COUNTS, dagster_instance, run_sync
 
+    give_way()
     deployment = _deployment()
     names = _chosen(deployment, project or [], everything=everything)
     if everything:

@@ -218,6 +218,7 @@ class QdrantDouble:
             query_filter=asked.filter,
             limit=asked.limit,
             with_payload=asked.with_payload,
+            with_vectors=asked.with_vector,
         )
 
 

@@ -112,7 +112,7 @@ def test_writes_are_flushed_before_they_return(
     """No turn that wrote ends without a flush: the engine itself leaves that to the next power cut."""
     opened = shard.ShardDirectory.open
     monkeypatch.setattr(shard.ShardDirectory, "open", lambda self: Recorder(opened(self)))
-    monkeypatch.setattr(qdrant_edge, "_TURN_SECONDS", 0)
+    monkeypatch.setattr(qdrant_edge, "TURN_SECONDS", 0)
     mine = edge_collection(tmp_path, "p")
     many = points("p", [f"{i}" for i in range(1000)])
     for write in (

@@ -1,5 +1,6 @@
 """What the assets need: the deployment that the settings name, and the project's lease."""
 
+import multiprocessing
 import time
 from contextlib import ExitStack
 from contextvars import ContextVar
@@ -13,6 +14,7 @@ from embed_pipeline import reporting
 from embed_pipeline.defs.run_launcher import hold_run_lock
 from embed_pipeline.deployment import Deployment, open_deployment
 from embed_pipeline.lease import working_lease
+from embed_pipeline.priority import give_way
 from embed_pipeline.progress import Progress, silent, told_to
 from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.run_progress import Pace, ProgressFile
@@ -44,7 +46,9 @@ class EmbedPipeline(dg.ConfigurableResource):  # type: ignore[type-arg]  # it is
     _run: ProjectRun | None = PrivateAttr(default=None)
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        """Show that the run's process is alive."""
+        """Show that the run's process is alive; where it has one of its own, that gives way to searches."""
+        if multiprocessing.parent_process():
+            give_way()
         if context.instance and context.run:
             hold_run_lock(context.instance, context.run.run_id)
 

@@ -92,7 +92,7 @@ class _Named:
         if image.data is not None:
             same = manifest.filter(content_hash=_content(image.data))
             return same["image_id"][0] if same.height else None
-        rows = rows_named(manifest, str(image.image))
+        rows = rows_named(self._view, str(image.image))
         if rows.is_empty():
             raise QueryError(
                 f"{image.image}: neither an image id nor a name in {self._view.project}"
@@ -136,7 +136,7 @@ def _content(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def rows_named(manifest: pl.DataFrame, given: str) -> pl.DataFrame:
+def rows_named(view: View, given: str) -> pl.DataFrame:
     """The image of that id, or else all of that name."""
-    rows = manifest.filter(image_id=given)
-    return manifest.filter(name=given) if rows.is_empty() else rows
+    rows = view.rows_of(pl.Series([given]))
+    return view.manifest.filter(name=given) if rows.is_empty() else rows

@@ -54,8 +54,8 @@ class Searcher:
         ranking = Ranking(view.collection, view.calibration, parts, _filter(view, query, left_out))
         found = ranking.best(query.mode, POOL if query.is_pooled else query.offset + query.limit)
         confidence = ranking.confidence(query.mode, vectors_of(found))
-        figures = (pl.col("score").round(DIGITS), pl.Series("confidence", confidence).round(DIGITS))
-        found = _enough(found.with_columns(*figures), query)
+        found = found.hstack([pl.Series("confidence", confidence)])
+        found = _enough(found.with_columns(pl.col("score", "confidence").round(DIGITS)), query)
         if query.diversity:
             found = diversified(found, query.offset + query.limit, query.diversity)
         page = found.slice(query.offset, query.limit)
@@ -71,7 +71,7 @@ class Searcher:
 
     def has_image(self, project: str, given: str) -> bool:
         """Whether the project has an image of that id or name. Raises as `search`."""
-        return not rows_named(self._view(project).manifest, given).is_empty()
+        return not rows_named(self._view(project), given).is_empty()
 
     def _view(self, project: str) -> View:
         with self._lock:
@@ -105,7 +105,7 @@ def _enough(found: pl.DataFrame, query: Query) -> pl.DataFrame:
 
 
 def _hits(view: View, page: pl.DataFrame) -> list[Hit]:
-    listed = view.manifest.filter(pl.col("image_id").is_in(page["image_id"].implode()))
+    listed = view.rows_of(page["image_id"])
     where = partial(view.deployment.source.where, view.project)
     paths = {id_: where(at) for id_, at in listed.select("image_id", "locator").iter_rows()}
     return [

@@ -43,8 +43,15 @@ class View:
 
     @cached_property
     def manifest(self) -> pl.DataFrame:
-        """What the source held at the last scan."""
-        return MANIFEST.read(self.deployment.project_home(self.project).manifest)
+        """What the source held at the last scan, sorted by image id."""
+        return MANIFEST.read(self.deployment.project_home(self.project).manifest).sort("image_id")
+
+    def rows_of(self, image_ids: pl.Series) -> pl.DataFrame:
+        """The manifest's rows of those images that it has, found without looking at all others."""
+        ids = self.manifest["image_id"]
+        at = ids.search_sorted(image_ids)
+        rows = self.manifest[at.filter(at < len(ids))]
+        return rows.filter(pl.col("image_id").is_in(image_ids.implode()))
 
     @cached_property
     def calibration(self) -> Calibration:

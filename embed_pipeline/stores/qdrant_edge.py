@@ -29,9 +29,8 @@ from embed_pipeline.stores.records import (
     vectors_array,
 )
 from embed_pipeline.stores.shard import Note, ShardDirectory, require_space
-from embed_pipeline.stores.turns import Keeper, Turns
+from embed_pipeline.stores.turns import TURN_SECONDS, Keeper, Turns
 
-_TURN_SECONDS = 0.4
 _BATCH_POINTS = 512
 _PAGE_POINTS = 10_000
 _PAGE_POINTS_WITH_VECTORS = 2_000
@@ -228,7 +227,7 @@ def _key(project_id: str) -> str:
 
 def _apply(shard: edge.EdgeShard, operations: Iterator[edge.UpdateOperation], path: Path) -> bool:
     """Apply operations until a turn's time is over. True if there are none left."""
-    end = time.monotonic() + _TURN_SECONDS
+    end = time.monotonic() + TURN_SECONDS
     for operation in operations:
         require_space(path)
         shard.update(operation)

@@ -115,11 +115,11 @@ def nearest_frame(
         wanted *= 2
     best = sorted(hits, key=lambda hit: (-hit.score, _id_bytes(hit.id)))[:limit]
     points = points_frame([hit.id for hit in best], [hit.payload for hit in best])
-    found = points.with_columns(pl.Series("score", [hit.score for hit in best], dtype=pl.Float64))
-    if dimension is None:
-        return found
-    vectors = vectors_array([hit.vector for hit in best], dimension)
-    return found.with_columns(pl.Series("vector", vectors, dtype=pl.Array(pl.Float32(), dimension)))
+    found = [pl.Series("score", [hit.score for hit in best], dtype=pl.Float64)]
+    if dimension is not None:
+        vectors = vectors_array([hit.vector for hit in best], dimension)
+        found.append(pl.Series("vector", vectors, dtype=pl.Array(pl.Float32(), dimension)))
+    return points.hstack(found)
 
 
 def _id_bytes(raw: UUID | str | int) -> bytes:
