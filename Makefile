@@ -16,7 +16,7 @@ dev: $(VENV)/ready ## open the Dagster UI on the same data
 	$(BIN)/embed-pipeline dev
 
 test: $(VENV)/ready ## run the tests
-	$(BIN)/pytest --numprocesses 2
+	$(BIN)/pytest --numprocesses 3
 
 lint: $(VENV)/ready ## check style and types
 	$(BIN)/ruff check

@@ -138,5 +138,5 @@ def _content(data: bytes) -> bytes:
 
 def rows_named(view: View, given: str) -> pl.DataFrame:
     """The image of that id, or else all of that name."""
-    rows = view.rows_of(pl.Series([given]))
-    return view.manifest.filter(name=given) if rows.is_empty() else rows
+    rows = list(view.rows_of(pl.Series([given])).values())
+    return view.manifest[rows] if rows else view.manifest.filter(name=given)

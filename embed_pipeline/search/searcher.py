@@ -54,8 +54,7 @@ class Searcher:
         ranking = Ranking(view.collection, view.calibration, parts, _filter(view, query, left_out))
         found = ranking.best(query.mode, POOL if query.is_pooled else query.offset + query.limit)
         confidence = ranking.confidence(query.mode, vectors_of(found))
-        found = found.hstack([pl.Series("confidence", confidence)])
-        found = _enough(found.with_columns(pl.col("score", "confidence").round(DIGITS)), query)
+        found = _enough(found.hstack([pl.Series("confidence", confidence)]), query)
         if query.diversity:
             found = diversified(found, query.offset + query.limit, query.diversity)
         page = found.slice(query.offset, query.limit)
@@ -96,26 +95,28 @@ def _filter(view: View, query: Query, left_out: tuple[str, ...]) -> Filter:
 
 
 def _enough(found: pl.DataFrame, query: Query) -> pl.DataFrame:
-    """Those that reach the least score and confidence."""
+    """Those that reach the least score and confidence, as they are shown."""
     if query.threshold is not None:
-        found = found.filter(pl.col("score") >= query.threshold)
+        found = found.filter(pl.col("score").round(DIGITS) >= query.threshold)
     if query.confidence is not None:
-        found = found.filter(pl.col("confidence") >= query.confidence)
+        found = found.filter(pl.col("confidence").round(DIGITS) >= query.confidence)
     return found
 
 
 def _hits(view: View, page: pl.DataFrame) -> list[Hit]:
-    listed = view.rows_of(page["image_id"])
     where = partial(view.deployment.source.where, view.project)
-    paths = {id_: where(at) for id_, at in listed.select("image_id", "locator").iter_rows()}
+    rows, locators = view.rows_of(page["image_id"]), view.manifest["locator"]
+    columns = ("image_id", "name", "dataset_name", "score", "confidence")
     return [
         Hit(
-            image_id=row["image_id"],
-            name=row["name"],
-            dataset=row["dataset_name"],
-            score=row["score"],
-            confidence=row["confidence"],
-            path=paths.get(row["image_id"], ""),
+            image_id=image_id,
+            name=name,
+            dataset=dataset,
+            score=round(score, DIGITS),
+            confidence=round(confidence, DIGITS),
+            path=where(locators[rows[image_id]]) if image_id in rows else "",
         )
-        for row in page.drop("vector").iter_rows(named=True)
+        for image_id, name, dataset, score, confidence in zip(
+            *(page[column] for column in columns), strict=True
+        )
     ]

@@ -91,14 +91,9 @@ class EdgeCollection:
         """In one turn, without looking at other points."""
         if not image_ids:
             return POINTS.to_frame(), vectors_array([], self._dimension)
-        request = edge.ScrollRequest(
-            limit=len(image_ids),
-            filter=edge.Filter(must=[self._has_images(tuple(image_ids))]),
-            with_payload=True,
-            with_vector=True,
-        )
+        ids = qdrant_ids(ids_of_images(self._project_id, pl.Series(image_ids, dtype=pl.String)))
         with self._turns.shard("read") as shard:
-            records, _ = shard.scroll(request)
+            records = shard.retrieve([*ids], with_payload=True, with_vector=True)
         return _frame(records), vectors_array([r.vector for r in records], self._dimension)
 
     def count(self) -> int:

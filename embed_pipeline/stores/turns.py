@@ -16,7 +16,7 @@ from embed_pipeline.errors import CollectionMissing, EmbedPipelineError, StoreEr
 from embed_pipeline.locks import FairFileLock, Holder, Locked
 from embed_pipeline.stores.shard import ShardDirectory
 
-TURN_SECONDS = 0.4
+TURN_SECONDS = 0.5
 # Who has not come back after that long is doing something else.
 _BREATH_SECONDS = 0.02
 _IDLE_SECONDS = 2.0
