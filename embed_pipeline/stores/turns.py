@@ -16,9 +16,10 @@ from embed_pipeline.errors import CollectionMissing, EmbedPipelineError, StoreEr
 from embed_pipeline.locks import FairFileLock, Holder, Locked
 from embed_pipeline.stores.shard import ShardDirectory
 
-TURN_SECONDS = 0.5
-# Who has not come back after that long is doing something else.
-_BREATH_SECONDS = 0.02
+TURN_SECONDS = 0.4
+# Who has not come back after that long is doing something else. Not less: each time that a shard changes
+# hands, searches of all projects in that process wait until it is opened again.
+_BREATH_SECONDS = 0.15
 _IDLE_SECONDS = 2.0
 _POLL_SECONDS = 0.01
 
