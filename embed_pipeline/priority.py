@@ -2,7 +2,7 @@
 
 import os
 
-# While a run embeds on two cores, the slowest of a hundred searches takes 44 ms instead of 160
+# While a run embeds on two cores, the slowest of a hundred searches takes 42 ms instead of 160
 # (benchmarks/search.py, while_writing: other).
 NICENESS = 10
 
