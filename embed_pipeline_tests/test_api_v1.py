@@ -14,15 +14,13 @@ from pydantic import TypeAdapter
 
 from embed_pipeline.api.app import create_app
 from embed_pipeline.deployment import Deployment
-from embed_pipeline.models import clip
 from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.search.query import query_of
 from embed_pipeline.search.selection import Selection
-from embed_pipeline.settings import load_settings
 from embed_pipeline.sync import sync
-from embed_pipeline_tests.conftest import draw, draw_many, load_once
+from embed_pipeline_tests.conftest import draw, draw_many
 from embed_pipeline_tests.supervisely_place import Platform
-from embed_pipeline_tests.web import TestClient, client_of
+from embed_pipeline_tests.web import TestClient, client_of, synced
 
 TURNED = "turned.jpg"
 HUGE = "huge.png"
@@ -30,14 +28,20 @@ ODD_ID = "//odd%FF.png"
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the projects of this file are."""
-    return tmp_path_factory.mktemp("v1") / "root"
-
-
-@pytest.fixture(scope="module")
-def deployment(root: Path) -> Iterator[Deployment]:
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A synced project with nested datasets, and one that was never synced."""
+    with synced(tmp_path_factory.mktemp("v1"), fill, "cats") as deployment:
+        yield deployment
+
+
+@pytest.fixture
+def root(deployment: Deployment) -> Path:
+    """Where the projects of this file are."""
+    return Path(deployment.settings.source.removeprefix("folder:"))
+
+
+def fill(root: Path) -> None:
+    """Make both projects."""
     cats = root / "cats"
     draw_many(cats, 2)
     draw_many(cats / "outer" / "inner", 5, first_seed=10)
@@ -49,16 +53,6 @@ def deployment(root: Path) -> Iterator[Deployment]:
     turned.save(cats / TURNED, exif=exif)
     draw(cats / HUGE, 99, size=(1500, 1000))
     os.rename(draw(cats / "odd.png", 98), os.fsencode(cats) + b"/odd\xff.png")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EMBED_SOURCE", f"folder:{root}")
-        patch.setenv("EMBED_HOME", str(root.parent / "home"))
-        patch.setenv("EMBED_MODEL", "demo")
-        patch.setattr(clip, "load_encoder", load_once)
-        settings = load_settings()
-        deployment = Deployment(settings)
-        sync(ProjectRun(deployment, "cats", "run"))
-        yield deployment
-        deployment.close()
 
 
 @pytest.fixture

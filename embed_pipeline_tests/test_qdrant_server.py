@@ -36,10 +36,11 @@ from embed_pipeline.errors import (
 )
 from embed_pipeline.patience import Patience
 from embed_pipeline.project_run import ProjectRun
+from embed_pipeline.side_by_side import run_all
 from embed_pipeline.stores.protocol import Collection
 from embed_pipeline.stores.qdrant_connection import Connection, Route
 from embed_pipeline.stores.qdrant_server import QdrantServerStore, connect
-from embed_pipeline.stores.retrying import READS, WRITES, run_all
+from embed_pipeline.stores.retrying import READS, WRITES
 from embed_pipeline.sync import sync
 from embed_pipeline_tests.conftest import draw_many
 from embed_pipeline_tests.qdrant_doors import Refused
@@ -536,7 +537,7 @@ class TestInterrupts:
         with pytest.raises(KeyboardInterrupt):
             cats.upsert(points(CATS, [f"{i}" for i in range(1000)]), vectors(1000))
         with within(3):
-            while any(thread.name == "store-write" for thread in enumerate_threads()):
+            while any(thread.name == "side-by-side" for thread in enumerate_threads()):
                 time.sleep(0.02)
 
     @BY_BOTH_DOORS

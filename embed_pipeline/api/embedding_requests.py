@@ -34,20 +34,25 @@ Given = str | TextItem | ImageItem
 Encoding = Literal["float", "base64"]
 
 
-class EmbeddingsRequest(_Asked):
-    """What to embed, one item or a list.
+class _HowToEmbed(_Asked):
+    """What every request for embeddings may say.
 
     model: the one that the service runs, or unset. encoding_format: numbers, or base64 of little-endian
     float32. dimensions: the model's own only. long_texts: `split` averages a long text's chunks;
     `truncate` leaves out what does not fit the model. user: taken, and not used.
     """
 
-    input: Given | Annotated[list[Given], Field(min_length=1)]
     model: str | None = None
     encoding_format: Encoding = "float"
     dimensions: int | None = None
     long_texts: LongTexts = "split"
     user: str | None = None
+
+
+class EmbeddingsRequest(_HowToEmbed):
+    """What to embed, one item or a list."""
+
+    input: Given | Annotated[list[Given], Field(min_length=1)]
 
     def items(self, embedder: Embedder) -> list[Item]:
         """Texts and image files, in order."""
@@ -55,15 +60,10 @@ class EmbeddingsRequest(_Asked):
         return [_item(each, embedder) for each in given]
 
 
-class FilesRequest(_Asked):
-    """Image files to embed, and the fields of EmbeddingsRequest that make sense for them."""
+class FilesRequest(_HowToEmbed):
+    """Image files to embed."""
 
     image: list[bytes] = Field(min_length=1)
-    model: str | None = None
-    encoding_format: Encoding = "float"
-    dimensions: int | None = None
-    long_texts: LongTexts = "split"
-    user: str | None = None
 
     def items(self, embedder: Embedder) -> list[Item]:
         """The files, in order."""

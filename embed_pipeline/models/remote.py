@@ -40,7 +40,7 @@ from embed_pipeline.models.wire import (
     PublishedModel,
 )
 from embed_pipeline.patience import Patience
-from embed_pipeline.stores.retrying import run_all
+from embed_pipeline.side_by_side import run_all
 
 # While one request's images are encoded there, others are on their way.
 REQUESTS_AT_ONCE = 4

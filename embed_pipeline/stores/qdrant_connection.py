@@ -13,6 +13,7 @@ from tenacity import RetryCallState
 
 from embed_pipeline.errors import EmbedPipelineError, SettingsError
 from embed_pipeline.patience import Patience, Stopped
+from embed_pipeline.side_by_side import run_all
 from embed_pipeline.stores.qdrant_errors import (
     NotCompleted,
     code_of,
@@ -20,7 +21,7 @@ from embed_pipeline.stores.qdrant_errors import (
     is_transient,
     reason_of,
 )
-from embed_pipeline.stores.retrying import READS, WRITES, run_all
+from embed_pipeline.stores.retrying import READS, WRITES
 
 T = TypeVar("T")
 Call = Callable[[QdrantClient], T]
