@@ -7,6 +7,7 @@ import typer
 
 from embed_pipeline.cli_search import Json, Project, diverse, search
 from embed_pipeline.errors import EmbedPipelineError, ProjectNotFound, SettingsError
+from embed_pipeline.process import collect_rarely, give_way
 from embed_pipeline.terminal import (
     print_json,
     print_line,
@@ -77,7 +78,6 @@ def sync(
     as_json: Json = False,
 ) -> None:
     """Make collections equal to their projects: one Dagster run for each."""
-    from embed_pipeline.priority import give_way
     from embed_pipeline.runs import COUNTS, dagster_instance, run_sync
 
     give_way()
@@ -288,6 +288,7 @@ def _paused(deployment: "Deployment", project: str) -> bool:
 
 def main() -> None:
     """Run a command. Errors on purpose are one line on stderr, and exit code 1."""
+    collect_rarely()
     try:
         app()
     except (EmbedPipelineError, OSError) as error:

@@ -109,6 +109,15 @@ def diverse(
     members: Annotated[
         Literal["medoid", "random"], typer.Option(help="Which of a cluster's images come first.")
     ] = "medoid",
+    eps: Annotated[
+        float | None,
+        typer.Option(
+            help="dbscan: how near neighbours are; default: from the images.", min=0, max=2
+        ),
+    ] = None,
+    min_samples: Annotated[
+        int, typer.Option(help="dbscan: how many neighbours make a cluster.", min=1, max=1000)
+    ] = 5,
     dataset: Datasets = None,
     among: Images = None,
     text: Annotated[
@@ -135,6 +144,8 @@ def diverse(
         method=method,
         clusters=clusters,
         members=members,
+        eps=eps,
+        min_samples=min_samples,
         datasets=dataset,
         image_ids=among,
         query=query_of(**_document(query)) if query else found,
@@ -151,6 +162,11 @@ def diverse(
         say(
             f"{who}: an image is {coverage.mean_distance:.2f} from the nearest chosen one on average, "
             f"{coverage.largest_distance:.2f} at most; {coverage.clusters_touched:.0%} of clusters touched"
+        )
+    if method == "dbscan" and selected.coverage.mean_distance > selected.random.mean_distance:
+        say(
+            "warning: these cover less than chance: dbscan found no clusters of use here; give --eps, or "
+            "--method farthest or kmeans"
         )
 
 
@@ -182,9 +198,10 @@ def _image(searcher: "Searcher", project: str, given: str) -> dict[str, Any]:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    text = sys.stdin.read() if str(path) == "-" else path.read_text()
     try:
-        asked = json.loads(text)
+        asked = json.loads(sys.stdin.read() if str(path) == "-" else path.read_text())
+    except OSError as error:
+        raise QueryError(f"--query {path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise QueryError(f"--query {path}: not JSON ({error})") from error
     if not isinstance(asked, dict):

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from embed_pipeline import cli
 from embed_pipeline.deployment import Deployment
 from embed_pipeline.models import clip
 from embed_pipeline.models.clip import ClipEncoder, Device, Precision, load_encoder
 from embed_pipeline.models.protocol import ModelCard
+from embed_pipeline.process import collect_rarely
 from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.settings import load_settings
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from embed_pipeline_tests.supervisely_place import Platform
 
+collect_rarely()
 # Tests run side by side: torch's own threads would only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -64,6 +67,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith(OUR_VARIABLES) and name != "QDRANT_URL":
             monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # A test's process is for more than one command.
+    monkeypatch.setattr(cli, "give_way", lambda: None)
 
 
 @pytest.fixture

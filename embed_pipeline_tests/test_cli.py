@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from embed_pipeline import priority
 from embed_pipeline.cli import app, main
 from embed_pipeline.models import clip
 from embed_pipeline_tests.conftest import draw, draw_many, load_once
@@ -84,7 +83,6 @@ def here(
     """Run `embed-pipeline` to its end in this process, all but the model opened anew."""
     monkeypatch.setattr(logging.getLogger("embed_pipeline"), "handlers", [])
     monkeypatch.setattr(clip, "load_encoder", load_once)
-    monkeypatch.setattr(priority, "give_way", lambda: None)  # the tests' process is for more
     for name, value in env.items():
         monkeypatch.setenv(name, value)
 

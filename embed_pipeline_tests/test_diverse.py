@@ -1,8 +1,10 @@
 """Diverse selection: what each method promises, on vectors and on real projects."""
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,7 +13,9 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from embed_pipeline.cli import app
 from embed_pipeline.deployment import Deployment
 from embed_pipeline.errors import QueryError
 from embed_pipeline.project_run import ProjectRun
@@ -318,6 +322,41 @@ def test_images_chosen_before_are_not_chosen_again_nor_are_their_copies(
         assert counted["a"] + counted["a/b"] == 3
         assert counted["a/b"] <= 1
         assert counted["c"] == 6
+
+
+def test_the_command_line_says_the_same(project: Callable[..., Selected]) -> None:
+    """Every option reaches the selection; a table comes with its coverage, and a poor one with advice."""
+
+    def told(*options: str) -> str:
+        done = CliRunner().invoke(app, ["diverse", "cats", *options])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    options = "--method dbscan --eps 0.9 --min-samples 2 --members random --dataset a --seed 3"
+    more = ["--chosen", "a/image-0000.png", "--quota", "a/b=2", "--among", "a/b/own-1.png"]
+    more += ["--among", "a/image-0005.png"]
+    asked = {
+        "limit": 9,
+        "method": "dbscan",
+        "eps": 0.9,
+        "min_samples": 2,
+        "members": "random",
+        "datasets": ["a"],
+        "seed": 3,
+        "chosen": ["a/image-0000.png"],
+        "quotas": {"a/b": 2},
+        "image_ids": ["a/b/own-1.png", "a/image-0005.png"],
+    }
+    document = json.loads(told("--limit", "9", *options.split(), *more, "--json"))
+    assert document == asdict(project(**asked))
+    assert len(document["images"]) == 2
+    table = told("--limit", "3")
+    assert "a random choice: an image is" in table
+    assert "warning" not in table
+    # With everything in one cluster, it takes what is most central.
+    assert "give --eps" in told("--limit", "3", "--method", "dbscan", "--eps", "2")
+    refused = CliRunner().invoke(app, ["diverse", "cats", "--limit", "3", "--quota", "a"])
+    assert str(refused.exception) == "--quota a: not of the form DATASET=N"
 
 
 @pytest.mark.parametrize("name", ["scenes", "photographs"])

@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Lower rooms know nothing of higher ones. Inside a room, anything goes.
 ROOMS = (
     {"errors", "settings", "progress"},
-    {"durable", "locks", "home", "tables", "patience", "priority", "side_by_side"},
+    {"durable", "locks", "home", "tables", "patience", "process", "side_by_side"},
     {
         "points",
         "manifest",

@@ -37,6 +37,7 @@ from embed_pipeline.errors import (
 from embed_pipeline.patience import Patience
 from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.side_by_side import run_all
+from embed_pipeline.stores import qdrant_connection
 from embed_pipeline.stores.protocol import Collection
 from embed_pipeline.stores.qdrant_connection import Connection, Route
 from embed_pipeline.stores.qdrant_server import QdrantServerStore, connect
@@ -64,6 +65,7 @@ SHORT = Patience(
     tries=20, try_seconds=1, total_seconds=4, first_wait_seconds=0.02, longest_wait_seconds=0.2
 )
 BRIEF = replace(SHORT, tries=3)
+GREETING_SECONDS = qdrant_connection._GREETING_SECONDS
 BUSY = replace(SHORT, tries=1000, total_seconds=1.3)
 BY_BOTH_DOORS = pytest.mark.parametrize("double", ["grpc", "rest"], indirect=True)
 
@@ -81,6 +83,14 @@ def double(request: pytest.FixtureRequest, doubles: dict[str, QdrantDouble]) -> 
     double = doubles[getattr(request, "param", "grpc")]
     double.reset()
     return double
+
+
+@pytest.fixture(scope="module", autouse=True)
+def time_to_greet() -> Iterator[None]:
+    """Where gRPC answers, it is used: on a busy machine, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qdrant_connection, "_GREETING_SECONDS", 30)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +198,11 @@ class TestReachingTheServer:
         assert "using REST" in said
 
     @pytest.mark.parametrize("double", ["rest"], indirect=True)
-    def test_rest_is_used_where_grpc_is_swallowed(self, double: QdrantDouble) -> None:
+    def test_rest_is_used_where_grpc_is_swallowed(
+        self, double: QdrantDouble, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A port that takes connections and never says a word holds up the first call for seconds only."""
+        monkeypatch.setattr(qdrant_connection, "_GREETING_SECONDS", GREETING_SECONDS)
         with create_server(("127.0.0.1", 0)) as silent, within(5):
             store = connect(double.url, None, silent.getsockname()[1])
             assert "0 collections" in store.check()
@@ -533,11 +546,13 @@ class TestInterrupts:
     ) -> None:
         """By gRPC the requests in flight are let go at once, so that none lands in a later run."""
         double.fail("upsert", double.late(60), times=None)
+        # Those of the tests before, by REST, still wait for the server.
+        others = set(enumerate_threads())
         Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
         with pytest.raises(KeyboardInterrupt):
             cats.upsert(points(CATS, [f"{i}" for i in range(1000)]), vectors(1000))
         with within(3):
-            while any(thread.name == "side-by-side" for thread in enumerate_threads()):
+            while any(t.name == "side-by-side" for t in set(enumerate_threads()) - others):
                 time.sleep(0.02)
 
     @BY_BOTH_DOORS

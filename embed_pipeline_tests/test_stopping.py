@@ -8,9 +8,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 from uuid import uuid4
 
@@ -34,7 +35,7 @@ from embed_pipeline.projects import progress
 from embed_pipeline.runs import run_sync
 from embed_pipeline.stopping import stop_project
 from embed_pipeline_tests.conftest import draw, draw_many
-from embed_pipeline_tests.places import Place, draw_slow, make_place, visible
+from embed_pipeline_tests.places import Place, make_place, visible
 from embed_pipeline_tests.processes import (
     PIPES,
     DagsterUI,
@@ -160,7 +161,7 @@ def give_work(place: Place, state: str, round_: int) -> None:
             with (folder / f"{number}.png").open("wb") as sparse:
                 sparse.truncate(200_000_000 + round_)  # over the limit: read to be hashed only
     elif state == "encoding":
-        draw_slow(folder, 16, 1000 * round_)
+        draw_many(folder, 16, first_seed=1000 * round_)
     else:
         one = folder / "one.png"
         if not one.exists():
@@ -171,24 +172,27 @@ def give_work(place: Place, state: str, round_: int) -> None:
 
 
 @contextmanager
-def slow_store(place: Place) -> Iterator[None]:
-    """Take every other turn at the shard of the project `applying`, for a second each."""
+def slow(place: Place) -> Iterator[None]:
+    """Take every other turn at the encoder, and at the shard of the project `applying`, for a second each."""
     run, over = place.run("applying"), Event()
     key = hashlib.sha256(run.project_id.encode()).hexdigest()[:20]
-    lock = place.home / "qdrant" / run.card.space / f"{key}.lock"
+    shard = place.home / "qdrant" / run.card.space / f"{key}.lock"
 
-    def take_turns() -> None:
+    def take_turns(lock: Path) -> None:
         while not over.wait(0.05):
             with FairFileLock(lock).acquire(20, "a test"):
                 over.wait(1)
 
-    thread = Thread(target=take_turns)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        others = [
+            pool.submit(take_turns, lock) for lock in (shard, run.deployment.home.encoder_turns)
+        ]
+        try:
+            yield
+        finally:
+            over.set()
+    for other in others:
+        other.result()
 
 
 def each_in_its_state(ui: DagsterUI, place: Place, act: Callable[[str, str], None]) -> None:
@@ -258,7 +262,7 @@ def test_a_working_run_is_stopped_and_the_next_goes_on(
     for round_, act in enumerate((terminate, stop_it), start=1):
         for state in STATES:
             give_work(place, state, round_)
-        with slow_store(place):
+        with slow(place):
             each_in_its_state(ui, place, act)
     runs = [ui.launch(state) for state in STATES]
     all_go_on(ui, place)
@@ -279,7 +283,7 @@ def test_a_working_run_is_killed_and_the_next_goes_on(
         os.kill(pid_of(place, state), signal.Signals[how])
         killed.append(run)
 
-    with slow_store(place):
+    with slow(place):
         each_in_its_state(ui, place, act)
     for run in killed:
         assert ui.wait_for(run, "CANCELED", "FAILURE") == "FAILURE"
@@ -294,7 +298,7 @@ def test_killed_services_lose_nothing(
     for state in STATES:
         give_work(place, state, 5)
     runs: list[str] = []
-    with slow_store(place):
+    with slow(place):
         each_in_its_state(ui, place, lambda state, run: runs.append(run))
     for service in ("daemon", "code"):
         services[0].kill(service)

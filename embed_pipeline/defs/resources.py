@@ -14,7 +14,7 @@ from embed_pipeline import reporting
 from embed_pipeline.defs.run_launcher import hold_run_lock
 from embed_pipeline.deployment import Deployment, open_deployment
 from embed_pipeline.lease import working_lease
-from embed_pipeline.priority import give_way
+from embed_pipeline.process import collect_rarely, give_way
 from embed_pipeline.progress import Progress, silent, told_to
 from embed_pipeline.project_run import ProjectRun
 from embed_pipeline.run_progress import Pace, ProgressFile
@@ -49,6 +49,7 @@ class EmbedPipeline(dg.ConfigurableResource):  # type: ignore[type-arg]  # it is
         """Show that the run's process is alive; where it has one of its own, that gives way to searches."""
         if multiprocessing.parent_process():
             give_way()
+            collect_rarely()
         if context.instance and context.run:
             hold_run_lock(context.instance, context.run.run_id)
 

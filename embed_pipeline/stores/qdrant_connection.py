@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from threading import Event, Lock
 from typing import TypeVar
@@ -123,6 +124,15 @@ def _parts(url: str) -> SplitResult:
     raise SettingsError(f"QDRANT_URL={shown!r}: must be like http://qdrant.example:6333")
 
 
+@dataclass
+class _Opened:
+    """A client. users: requests under way. is_given_up: whether the last of them closes it."""
+
+    client: QdrantClient
+    users: int = 0
+    is_given_up: bool = False
+
+
 class Connection:
     """Asks a server, and asks again where that may help. All errors are StoreErrors of one line.
 
@@ -135,7 +145,7 @@ class Connection:
         self._reads = reads
         self._writes = writes
         self._lock = Lock()
-        self._clients: dict[Patience, QdrantClient] = {}
+        self._opened: dict[Patience, _Opened] = {}
         self._stops: set[Event] = set()
 
     def read(self, what: str, call: Call[T]) -> T:
@@ -175,8 +185,12 @@ class Connection:
         def tell(state: RetryCallState) -> None:
             self._tell(what, patience, state)
 
+        def once() -> T:
+            with self._client(patience, stop) as client:
+                return call(client)
+
         try:
-            return patience.ask(lambda: call(self._client(patience)), is_transient, tell, stop)
+            return patience.ask(once, is_transient, tell, stop)
         except EmbedPipelineError:
             raise
         except Exception as error:  # noqa: BLE001  # explained, whatever it is
@@ -199,17 +213,33 @@ class Connection:
             patience.tries,
         )
 
-    def _client(self, patience: Patience) -> QdrantClient:
+    @contextmanager
+    def _client(self, patience: Patience, stop: Event) -> Iterator[QdrantClient]:
         with self._lock:
-            if patience not in self._clients:
-                self._clients[patience] = self._route.open(patience.try_seconds)
-            return self._clients[patience]
+            if stop.is_set():  # a client opened now would be let go by nobody
+                raise Stopped
+            if patience not in self._opened:
+                self._opened[patience] = _Opened(self._route.open(patience.try_seconds))
+            opened = self._opened[patience]
+            opened.users += 1
+        try:
+            yield opened.client
+        finally:
+            with self._lock:
+                opened.users -= 1
+                is_last = opened.is_given_up and not opened.users
+            if is_last:
+                opened.client.close()
 
     def _close(self, patience: Patience) -> None:
+        """Close the client: by gRPC at once; by REST, which would lose open sockets, after its last use."""
         with self._lock:
-            client = self._clients.pop(patience, None)
-        if client:
-            client.close()
+            opened = self._opened.pop(patience, None)
+            if opened and opened.users and not self._route.by_grpc:
+                opened.is_given_up = True
+                return
+        if opened:
+            opened.client.close()
 
     @contextmanager
     def _stoppable(self) -> Iterator[Event]:
