@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -42,9 +43,7 @@ def make_place(top: Path, **settings: object) -> Place:
     root.mkdir()
     dagster_home = home / "dagster"
     dagster_home.mkdir(parents=True)
-    ours = yaml.safe_load(shipped("dagster.yaml").read_text())
-    ours["run_monitoring"]["poll_interval_seconds"] = 1
-    (dagster_home / "dagster.yaml").write_text(yaml.safe_dump(ours))
+    configure_dagster(dagster_home, run_monitoring={"poll_interval_seconds": 1})
     ours = {
         "EMBED_SOURCE": f"folder:{root}",
         "EMBED_SOURCE_ID": "test",
@@ -54,6 +53,14 @@ def make_place(top: Path, **settings: object) -> Place:
     }
     env = environment(**(ours | settings))
     return Place(root, home, env)
+
+
+def configure_dagster(home: Path, **sections: dict[str, Any]) -> None:
+    """Our dagster.yaml, but for these values."""
+    ours = yaml.safe_load(shipped("dagster.yaml").read_text())
+    for name, values in sections.items():
+        ours[name] = ours.get(name, {}) | values
+    (home / "dagster.yaml").write_text(yaml.safe_dump(ours))
 
 
 def visible(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
