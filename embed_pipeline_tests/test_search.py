@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,11 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from benchmarks.relevance import Scenes, measure
+from embed_pipeline import deployment as deployments
+from embed_pipeline.cli import app
 from embed_pipeline.deployment import Deployment
 from embed_pipeline.errors import CollectionMissing, QueryError
 from embed_pipeline.models import clip
@@ -25,7 +29,6 @@ from embed_pipeline.search.searcher import Searcher
 from embed_pipeline.settings import load_settings
 from embed_pipeline.sync import sync
 from embed_pipeline_tests.conftest import draw_many
-from embed_pipeline_tests.processes import answer, command, environment
 
 IMAGES = 120
 
@@ -336,15 +339,22 @@ def test_relevance_on_unseen_scenes(tmp_path: Path) -> None:
     assert figures.confidence_unrelated >= 0.9
 
 
-def test_the_command_line_takes_the_whole_query(place: Path, tmp_path: Path) -> None:
+def test_the_command_line_takes_the_whole_query(
+    deployment: Deployment, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Options and a JSON document say the same; a file is an image; a bad document is one line."""
-    env = environment(
-        EMBED_SOURCE=f"folder:{place / 'root'}", EMBED_HOME=place / "home", EMBED_MODEL="demo"
-    )
+    monkeypatch.setattr(deployments, "open_deployment", lambda: deployment)
+    monkeypatch.setattr(logging.getLogger("embed_pipeline"), "handlers", [])
+
+    def found(*options: str) -> Any:
+        done = CliRunner().invoke(app, ["search", PROJECT, *options, "--json"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
     picture = next((place / "root" / PROJECT / "single").glob("*.jpg"))
     (file := tmp_path / "like.jpg").write_bytes(picture.read_bytes())
     options = ["--like", str(file), "--not", "blue", "--dataset", "groups", "--mode", "all"]
-    by_options = answer("search", PROJECT, "a star", *options, "--limit", "4", env=env)
+    by_options = found("a star", *options, "--limit", "4")
     assert len(by_options) == 4
     document = {
         "texts": ["a star"],
@@ -354,10 +364,10 @@ def test_the_command_line_takes_the_whole_query(place: Path, tmp_path: Path) -> 
         "mode": "all",
         "limit": 4,
     }
-    (tmp_path / "query.json").write_text(json.dumps(document))
-    assert answer("search", PROJECT, "--query", str(tmp_path / "query.json"), env=env) == by_options
-    (tmp_path / "query.json").write_text("{")
-    done = command("search", PROJECT, "--query", str(tmp_path / "query.json"), env=env)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: --query ")
-    assert "not JSON" in done.stderr
+    (query := tmp_path / "query.json").write_text(json.dumps(document))
+    assert found("--query", str(query)) == by_options
+    for text, told in (("{", "not JSON"), ("[]", "not a JSON object"), (None, "cannot be read")):
+        query.unlink() if text is None else query.write_text(text)
+        refused = CliRunner().invoke(app, ["search", PROJECT, "--query", str(query)]).exception
+        assert isinstance(refused, QueryError)
+        assert str(refused).startswith(f"--query {query}: {told}")

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +50,6 @@ Start = Callable[..., ProjectRun]
 STATES = {"scanning": "scan", "encoding": "embed", "applying": "apply"}
 SMALL = ("small", "tiny")
 STOP_SECONDS = 10
-LOOK_SECONDS = 1.0
 LINKS = 5_000
 
 
@@ -195,25 +194,27 @@ def slow(place: Place) -> Iterator[None]:
         other.result()
 
 
-def each_in_its_state(ui: DagsterUI, place: Place, act: Callable[[str, str], None]) -> None:
-    """Run all three projects at once, and do something to each run as soon as it is in its state."""
-    runs = {state: ui.launch(state) for state in STATES}
-    waiting = dict(runs)
+def launch_all(ui: DagsterUI) -> list[str]:
+    """Run all three projects at once."""
+    return [ui.launch(state) for state in STATES]
+
+
+def each_in_its_state(
+    place: Place, act: Callable[[str, str], None], but: Collection[str] = ()
+) -> list[str]:
+    """Do something to a run of each project as soon as it is in its state; the runs. but: not to these."""
+    found: dict[str, str] = {}
     deployment = place.run("small").deployment
-    deadline = time.monotonic() + 120
-    next_look = time.monotonic()
-    while waiting:
-        assert time.monotonic() < deadline, f"never in the state: {waiting}"
-        for state, run in list(waiting.items()):
+    deadline = time.monotonic() + 90
+    while found.keys() != STATES.keys():
+        assert time.monotonic() < deadline, f"never in the state, or too quick: {found} only"
+        for state in STATES.keys() - found:
             now = progress(deployment, state)
-            if now and now.run_id == run and now.step == STATES[state]:
-                act(state, run)
-                del waiting[state]
-        if time.monotonic() > next_look:  # asking the UI takes time from the runs
-            next_look = time.monotonic() + LOOK_SECONDS
-            ended = [state for state, run in waiting.items() if ui.status(run) == "SUCCESS"]
-            assert not ended, f"{ended}: too quick"
+            if now and now.run_id not in but and now.step == STATES[state]:
+                act(state, now.run_id)
+                found[state] = now.run_id
         time.sleep(0.02)
+    return list(found.values())
 
 
 def nothing_is_left(place: Place, state: str) -> None:
@@ -263,31 +264,35 @@ def test_a_working_run_is_stopped_and_the_next_goes_on(
         for state in STATES:
             give_work(place, state, round_)
         with slow(place):
-            each_in_its_state(ui, place, act)
-    runs = [ui.launch(state) for state in STATES]
+            launch_all(ui)
+            each_in_its_state(place, act)
+    runs = launch_all(ui)
     all_go_on(ui, place)
     assert {ui.status(run) for run in runs} == {"SUCCESS"}
 
 
-@pytest.mark.parametrize(("round_", "how"), [(3, "SIGTERM"), (4, "SIGKILL")])
 def test_a_working_run_is_killed_and_the_next_goes_on(
-    services: tuple[Services, Place], place: Place, ui: DagsterUI, round_: int, how: str
+    services: tuple[Services, Place], place: Place, ui: DagsterUI
 ) -> None:
-    """Scanning, encoding, applying: it is seen as dead, and Dagster itself asks for the next run."""
+    """Scanning, encoding, applying: it is seen as dead, and Dagster itself asks for the next run.
+
+    The runs after those killed by SIGKILL are killed by SIGTERM, and those after them complete.
+    """
     for state in STATES:
-        give_work(place, state, round_)
+        give_work(place, state, 3)
     killed: list[str] = []
     runs_before = ui.run_count()
-
-    def act(state: str, run: str) -> None:
-        os.kill(pid_of(place, state), signal.Signals[how])
-        killed.append(run)
-
     with slow(place):
-        each_in_its_state(ui, place, act)
+        launch_all(ui)
+        for number in (signal.SIGKILL, signal.SIGTERM):
+
+            def act(state: str, _: str, number: signal.Signals = number) -> None:
+                os.kill(pid_of(place, state), number)
+
+            killed += each_in_its_state(place, act, but=killed)
     for run in killed:
         assert ui.wait_for(run, "CANCELED", "FAILURE") == "FAILURE"
-    wait_until(lambda: ui.run_count() >= runs_before + 2 * len(STATES), 60, "runs in their place")
+    wait_until(lambda: ui.run_count() >= runs_before + 3 * len(STATES), 60, "runs in their place")
     all_go_on(ui, place)
 
 
@@ -296,10 +301,10 @@ def test_killed_services_lose_nothing(
 ) -> None:
     """SIGKILL of daemon and code server under runs in every state: they end, and the next go on."""
     for state in STATES:
-        give_work(place, state, 5)
-    runs: list[str] = []
+        give_work(place, state, 4)
     with slow(place):
-        each_in_its_state(ui, place, lambda state, run: runs.append(run))
+        runs = launch_all(ui)
+        each_in_its_state(place, lambda _state, _run: None)
     for service in ("daemon", "code"):
         services[0].kill(service)
         time.sleep(1)
