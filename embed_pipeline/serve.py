@@ -22,6 +22,7 @@ def serve(deployment: Deployment, host: str = DEFAULT_HOST, port: int = DEFAULT_
     import uvicorn
 
     from embed_pipeline.api.app import create_app
+    from embed_pipeline.api.dagster_runs import is_up
 
     if deployment.settings.api_key is None:
         if not is_loopback(host):
@@ -30,6 +31,11 @@ def serve(deployment: Deployment, host: str = DEFAULT_HOST, port: int = DEFAULT_
                 "secret of 16 characters or more, or listen on 127.0.0.1"
             )
         say("EMBED_API_KEY is not set: only this machine may call, and everybody on it may")
+    if not is_up(deployment.settings.dagster_url):
+        say(
+            f"no Dagster at EMBED_DAGSTER_URL={deployment.settings.dagster_url}: until there is, runs are "
+            "neither started nor stopped from here; start it: embed-pipeline dev"
+        )
     say(f"embed-pipeline answers at http://{_in_url(host)}:{port}")
     shared = replace(deployment, share_encoders=True)
     uvicorn.run(

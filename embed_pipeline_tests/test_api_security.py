@@ -128,14 +128,17 @@ def test_without_a_key_only_this_machine_may_call(cats: Deployment) -> None:
 
 
 def test_serve_says_who_may_call_and_ends_when_interrupted(root: Path, tmp_path: Path) -> None:
-    """A process of its own, on a real socket."""
+    """A process of its own, on a real socket; it says, too, that no Dagster is there to start runs."""
     port = free_port()
     script = (
         "from embed_pipeline.deployment import open_deployment; from embed_pipeline.serve import serve; "
         f"serve(open_deployment(), port={port})"
     )
     env = environment(
-        EMBED_SOURCE=f"folder:{root}", EMBED_HOME=tmp_path / "home", EMBED_MODEL="demo"
+        EMBED_SOURCE=f"folder:{root}",
+        EMBED_HOME=tmp_path / "home",
+        EMBED_MODEL="demo",
+        EMBED_DAGSTER_URL=f"http://127.0.0.1:{free_port()}",
     )
     with started([sys.executable, "-c", script], env, stderr=subprocess.PIPE) as process:
         url = f"http://127.0.0.1:{port}/health/live"
@@ -152,6 +155,7 @@ def test_serve_says_who_may_call_and_ends_when_interrupted(root: Path, tmp_path:
         _, said = process.communicate(timeout=30)
     assert process.returncode in (0, -signal.SIGINT, 130)
     assert "EMBED_API_KEY is not set: only this machine may call" in said
+    assert f"no Dagster at EMBED_DAGSTER_URL={env['EMBED_DAGSTER_URL']}" in said
     assert f"http://127.0.0.1:{port}" in said
     assert "Traceback" not in said
 

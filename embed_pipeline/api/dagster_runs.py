@@ -8,6 +8,7 @@ from threading import Lock
 from urllib.parse import urlsplit
 
 import dagster as dg
+import httpx
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 from dagster_graphql import DagsterGraphQLClient, DagsterGraphQLClientError
 
@@ -27,7 +28,16 @@ logger = logging.getLogger(__name__)
 
 # Dagster launches a process, or asks one that it started to end.
 ANSWER_SECONDS = 20
+_GREETING_SECONDS = 2
 _LONGEST_REASON = 200
+
+
+def is_up(dagster_url: str) -> bool:
+    """Whether a Dagster UI answers there, within two seconds."""
+    try:
+        return httpx.get(f"{dagster_url}/server_info", timeout=_GREETING_SECONDS).is_success
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
 
 
 class Runs:
