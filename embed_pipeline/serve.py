@@ -5,6 +5,7 @@ from dataclasses import replace
 from embed_pipeline.api.security import is_loopback
 from embed_pipeline.deployment import Deployment
 from embed_pipeline.errors import SettingsError
+from embed_pipeline.settings import Settings
 from embed_pipeline.terminal import say
 
 DEFAULT_HOST = "127.0.0.1"
@@ -22,20 +23,9 @@ def serve(deployment: Deployment, host: str = DEFAULT_HOST, port: int = DEFAULT_
     import uvicorn
 
     from embed_pipeline.api.app import create_app
-    from embed_pipeline.api.dagster_runs import is_up
 
-    if deployment.settings.api_key is None:
-        if not is_loopback(host):
-            raise SettingsError(
-                f"--host {host}: others could reach it, and everybody may ask; set EMBED_API_KEY to a "
-                "secret of 16 characters or more, or listen on 127.0.0.1"
-            )
-        say("EMBED_API_KEY is not set: only this machine may call, and everybody on it may")
-    if not is_up(deployment.settings.dagster_url):
-        say(
-            f"no Dagster at EMBED_DAGSTER_URL={deployment.settings.dagster_url}: until there is, runs are "
-            "neither started nor stopped from here; start it: embed-pipeline dev"
-        )
+    _say_who_may_call(deployment.settings, host)
+    _say_whether_runs_start(deployment.settings)
     say(f"embed-pipeline answers at http://{_in_url(host)}:{port}")
     shared = replace(deployment, share_encoders=True)
     uvicorn.run(
@@ -51,6 +41,27 @@ def serve(deployment: Deployment, host: str = DEFAULT_HOST, port: int = DEFAULT_
         timeout_graceful_shutdown=LAST_WORD_SECONDS,
     )
     shared.close()
+
+
+def _say_who_may_call(settings: Settings, host: str) -> None:
+    if settings.api_key is not None:
+        return
+    if not is_loopback(host):
+        raise SettingsError(
+            f"--host {host}: others could reach it, and everybody may ask; set EMBED_API_KEY to a secret "
+            "of 16 characters or more, or listen on 127.0.0.1"
+        )
+    say("EMBED_API_KEY is not set: only this machine may call, and everybody on it may")
+
+
+def _say_whether_runs_start(settings: Settings) -> None:
+    from embed_pipeline.api.dagster_runs import is_up
+
+    if not is_up(settings.dagster_url):
+        say(
+            f"no Dagster at EMBED_DAGSTER_URL={settings.dagster_url}: until there is, runs are neither "
+            "started nor stopped from here; start it: embed-pipeline dev"
+        )
 
 
 def _in_url(host: str) -> str:

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import pairwise, permutations
@@ -20,6 +19,7 @@ import pytest
 from embed_pipeline.audit import verify
 from embed_pipeline.locks import FileLock
 from embed_pipeline.project_run import ProjectRun
+from embed_pipeline.projects import progress
 from embed_pipeline.sources.names import partition_key
 from embed_pipeline.sync import diff, scan, sync
 from embed_pipeline_tests.conftest import draw, draw_many
@@ -125,6 +125,12 @@ class TestDefinitions:
         assert {each.default_status.value for each in (sensor, *schedules.values())} == {"RUNNING"}
 
 
+def encoded(place: Place, project: str) -> int:
+    """How many images the run that works on the project has encoded."""
+    now = progress(place.run(project).deployment, project)
+    return now.done if now and now.step == "embed" else 0
+
+
 class TestUI:
     def test_a_run_started_there_makes_the_project_searchable(
         self, ui: DagsterUI, place: Place
@@ -181,7 +187,8 @@ class TestUI:
 
         wait_until(lambda: images & place.durable().keys(), 90, "the first durable vectors")
         before = len(images & place.durable().keys())
-        time.sleep(2)  # so that more is encoded, and not yet committed
+        # More is encoded, and most likely not yet committed.
+        wait_until(lambda: encoded(place, "stopped") > before, 60, "more to be encoded")
         assert ui.stop(run) == "TerminateRunSuccess"
         assert ui.wait_for(run, "CANCELED", "FAILURE", seconds=10) == "CANCELED"
         durable = len(images & place.durable().keys())

@@ -67,6 +67,7 @@ SHORT = Patience(
 BRIEF = replace(SHORT, tries=3)
 GREETING_SECONDS = qdrant_connection._GREETING_SECONDS
 BUSY = replace(SHORT, tries=1000, total_seconds=1.3)
+STEADY = replace(BUSY, total_seconds=30)
 BY_BOTH_DOORS = pytest.mark.parametrize("double", ["grpc", "rest"], indirect=True)
 
 
@@ -271,7 +272,7 @@ class TestPermanentErrors:
         for verb, ask in CALLS.values():
             double.fail(verb, refuse(code, f"not\nwith {KEY}"), times=None)
             before = len(double.asked)
-            with within(1), pytest.raises(StoreError, match=remedy) as caught:
+            with within(5), pytest.raises(StoreError, match=remedy) as caught:
                 ask(cats)
             assert CATS in one_line(caught.value)
             assert not caught.value.retryable
@@ -381,9 +382,10 @@ class TestTransientErrors:
         self, double: QdrantDouble, cats: Collection
     ) -> None:
         """A request that takes longer than a try may is given up, and the next try succeeds."""
-        double.fail("query_points", double.late(2))
-        with within(2.5):
+        double.fail("query_points", double.late(10))
+        with within(9):
             assert cats.nearest(vectors(1)[0], 1)["image_id"].to_list() == ["a"]
+        assert double.asked[-2:] == ["query_points"] * 2
 
     def test_a_retry_is_logged(
         self, double: QdrantDouble, cats: Collection, caplog: pytest.LogCaptureFixture
@@ -406,7 +408,7 @@ class TestTransientErrors:
         assert cats.count() == 3
         assert time.monotonic() - started >= 1
         double.fail("count", refuse("RESOURCE_EXHAUSTED", "too many", retry_after=60))
-        with within(1), pytest.raises(StoreUnavailable, match=r"too many.*try again later"):
+        with within(5), pytest.raises(StoreUnavailable, match=r"too many.*try again later"):
             cats.count()
 
     @BY_BOTH_DOORS
@@ -424,7 +426,7 @@ class TestTransientErrors:
         calls = [CALLS[name] for name in ("upsert", "nearest")]
         for verb, _ in calls:
             double.fail(verb, fault, times=None)
-        with ThreadPoolExecutor(len(calls)) as pool, within(BUSY.total_seconds + 0.5):
+        with ThreadPoolExecutor(len(calls)) as pool, within(BUSY.total_seconds + 5):
             asked = [pool.submit(ask, cats) for _, ask in calls]
             errors = [each.exception() for each in asked]
         for error in errors:
@@ -484,9 +486,11 @@ class TestTransientErrors:
 
     @BY_BOTH_DOORS
     def test_a_restart_of_the_server_is_ridden_out(
-        self, double: QdrantDouble, cats: Collection
+        self, double: QdrantDouble, cats: Collection, reopen: Reopen
     ) -> None:
         """A server that is away for a second in the middle of a write costs that second."""
+        cats = reopen(STEADY).collection("tiny", DIMENSION, CATS)
+        assert cats.count() == 3
         double.stop()
         back = Timer(1, double.start)
         back.start()
@@ -532,7 +536,7 @@ class TestInterrupts:
         double.fail("upsert", fault, times=None)
         written = points(CATS, [f"{i}" for i in range(images)])
         Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
-        with within(3), pytest.raises(KeyboardInterrupt):
+        with within(10), pytest.raises(KeyboardInterrupt):
             cats.upsert(written, vectors(images))
         asked = len(double.asked)
         time.sleep(0.3)
@@ -551,7 +555,7 @@ class TestInterrupts:
         Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
         with pytest.raises(KeyboardInterrupt):
             cats.upsert(points(CATS, [f"{i}" for i in range(1000)]), vectors(1000))
-        with within(3):
+        with within(10):
             while any(t.name == "side-by-side" for t in set(enumerate_threads()) - others):
                 time.sleep(0.02)
 
@@ -560,7 +564,7 @@ class TestInterrupts:
         """A person who gives up a search does not wait for its deadline."""
         double.fail("query_points", double.late(60), times=None)
         Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
-        with within(2), pytest.raises(KeyboardInterrupt):
+        with within(6), pytest.raises(KeyboardInterrupt):
             cats.nearest(vectors(1)[0], 1)
 
     @BY_BOTH_DOORS
@@ -577,7 +581,7 @@ cats.upsert(points({CATS!r}, [str(i) for i in range(1000)]), vectors(1000))
         while double.asked.count("upsert") < 4:
             time.sleep(0.05)
         os.kill(running.pid, signal.SIGINT)
-        with within(4):
+        with within(15):
             _, said = running.communicate(timeout=20)
         assert running.returncode == -signal.SIGINT
         assert said.decode().rstrip().endswith("KeyboardInterrupt")
@@ -596,7 +600,7 @@ cats.upsert(points({CATS!r}, [str(i) for i in range(1000)]), vectors(1000))
                 time.sleep(0.01)
             store.close()
             with pytest.raises(StoreUnavailable, match="was not waited for"):
-                written.result(timeout=3)
+                written.result(timeout=10)
         double.heal()
         assert cats.count() >= 3
 
