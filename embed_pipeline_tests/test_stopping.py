@@ -312,9 +312,11 @@ def test_killed_services_lose_nothing(
     wait_until(ui.reload, 90, "the code location")
     for run in runs:
         ui.wait_for(run, "SUCCESS", "FAILURE", "CANCELED", seconds=120)
-    next_run = ui.launch("small")
-    assert ui.wait_for(next_run, "SUCCESS", "FAILURE") == "SUCCESS"
+    ui.launch("small")
+    # A run whose code server the daemon has not found again is failed by it, and asked for once more.
+    wait_until(lambda: place.run("small").collection.exists(), 90, "the next run", every=0.5)
     all_go_on(ui, place)
+    assert verify(place.run("small")).equal
 
 
 def test_a_queued_run_and_a_starting_one_are_stopped(
