@@ -7,8 +7,7 @@ import os
 # (benchmarks/search.py, while_writing: other).
 NICENESS = 10
 # Importing torch, transformers and Dagster makes a million objects, none of them garbage: at Python's 700,
-# looking through them takes a sixth of the time until the first image is embedded. More than this wins
-# nothing.
+# looking through them takes a tenth of a small sync (benchmarks/start.py). More than this wins nothing.
 OBJECTS_BETWEEN_LOOKS = 20_000
 
 
