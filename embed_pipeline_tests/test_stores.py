@@ -301,9 +301,10 @@ def test_nearest_filters(cats: Collection) -> None:
     query = vectors(1, seed=3)[0]
     assert {"a", "b", "e"} == set(found(cats, query, Filter(datasets=("d1", "d3"))))
     assert {"b", "c"} == set(found(cats, query, Filter(image_ids=("b", "c", "no such image"))))
-    assert {"a", "d", "e"} == set(
-        found(cats, query, Filter(exclude_image_ids=("b", "c", "no such image")))
-    )
+    for nowhere in (["no such image"], [f"no such image {i}" for i in range(300)]):
+        without = Filter(exclude_image_ids=("b", *nowhere, "c"))
+        assert {"a", "d", "e"} == set(found(cats, query, without))
+        assert cats.nearest(query, 3, without).height == 3
     narrow = Filter(datasets=("d1", "d2"), image_ids=("a", "b", "e"), exclude_image_ids=("a",))
     assert cats.nearest(query, 10, narrow)["image_id"].to_list() == ["b"]
     assert [] == found(cats, query, Filter(datasets=())) == found(cats, query, Filter(image_ids=()))
