@@ -33,6 +33,7 @@ from benchmarks.noop import write_images
 from benchmarks.projects import make_project, vectors_like_images
 from embed_pipeline.deployment import Deployment, open_deployment
 from embed_pipeline.models.hub import model_directory
+from embed_pipeline.process import collect_rarely
 from embed_pipeline.search.query import Query
 from embed_pipeline.search.searcher import Searcher
 
@@ -46,6 +47,7 @@ TEXTS = [f"number {number}" for number in range(100)]
 
 def main() -> None:
     """Set up, measure, print."""
+    collect_rarely()  # as `embed-pipeline serve` does
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__)
     parser.add_argument("--vectors", type=int, default=100_000)
     parser.add_argument("--new", type=int, default=3000)
