@@ -138,7 +138,7 @@ def test_locked_by_a_process(tmp_path: Path, start: Start) -> None:
     started = time.monotonic()
     with pytest.raises(StoreLocked, match=rf"^p: .* process {holder.pid} on .*\(upsert, since"):
         mine.count()
-    assert 0.5 <= time.monotonic() - started < 5
+    assert 0.5 <= time.monotonic() - started < 2
     assert mine.exists()
     others = edge_collection(tmp_path, "other", wait_seconds=0)
     others.upsert(points("other", ["a"]), vectors(1))
@@ -159,7 +159,7 @@ def test_searches_while_another_process_writes(tmp_path: Path, start: Start) -> 
         waits.append(time.monotonic() - started)
         progress.append(acknowledged.stat().st_size)
         time.sleep(0.05)
-    assert max(waits) < 5
+    assert max(waits) < 2
     assert progress[-1] > progress[0]
 
 
@@ -190,7 +190,7 @@ def test_turns_back_to_back_let_others_in(tmp_path: Path, monkeypatch: pytest.Mo
     counting.start()
     started = time.monotonic()
     assert other.count() == 1
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 2
     other._turns.let_go()
     stop.set()
     counting.join()

@@ -171,7 +171,7 @@ def test_small_files_that_would_take_long_end_soon() -> None:
     for bomb in (png[:33] + chunk + png[33:], jpeg[:-2] + scan * 500 + jpeg[-2:]):
         started = time.monotonic()
         assert isinstance(attempt(bomb), ImageError)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 1.0
 
 
 def test_transparency_becomes_white() -> None:

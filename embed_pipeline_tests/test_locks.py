@@ -55,7 +55,7 @@ def test_holder_is_named(path: Path, holder: SpawnProcess) -> None:
     started = time.monotonic()
     with pytest.raises(Locked) as caught:
         FileLock(path).acquire(0.3, "me")
-    assert 0.3 <= time.monotonic() - started < 5
+    assert 0.3 <= time.monotonic() - started < 2
     assert (holder.pid, "run abc") == (caught.value.holder.pid, caught.value.holder.label)
     assert f"process {holder.pid} on {os.uname().nodename} (run abc, since 20" in str(caught.value)
 
@@ -172,7 +172,7 @@ def test_fair_lock_lets_waiters_in(path: Path) -> None:
         time.sleep(0.01)
     stop.set()
     hogs.join()
-    assert max(waits) < 5
+    assert max(waits) < 0.5
 
 
 def test_fair_lock_knows_that_it_is_wanted(path: Path) -> None:
